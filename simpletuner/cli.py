@@ -1,0 +1,131 @@
+"""The command line: ``simpletuner <command>``.
+
+A command is one function ``(arguments, options) -> exit code`` and one entry of ``COMMANDS``; it imports what it needs
+when it runs, so that ``simpletuner --help`` is instant. ``options`` are the flags that the command's own parser
+does not know: the configuration's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from simpletuner.configuration.fields import OptionInfo
+    from simpletuner.configuration.problems import Problem
+
+CONFIGURATION_ERROR = 2
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand; ``takes_options`` lets any option of the configuration follow as ``--name value``."""
+
+    help: str
+    run: Callable[[argparse.Namespace, list[str]], int]
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    takes_options: bool = False
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """``--config FILE``, for every command that works on a configuration."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="config.json; any option may follow as a flag")
+
+
+def check(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Say all that is wrong with a configuration, without loading weights."""
+    from simpletuner.configuration import check_config_file
+    from simpletuner.helpers.models.registry import FAMILIES
+
+    config, problems = check_config_file(arguments.config, options, FAMILIES)
+    print_problems(problems)
+    if config is None:
+        return CONFIGURATION_ERROR
+    print("The configuration is valid.")
+    return 0
+
+
+def list_options(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Print every option of the configuration."""
+    from simpletuner.configuration import Config, describe_all
+
+    known = describe_all(Config)
+    if arguments.json:
+        print(json.dumps([asdict(option) for option in known], indent=2))
+    else:
+        _print_tables(known)
+    return 0
+
+
+def _add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a list for programs instead of tables")
+
+
+COMMANDS = {
+    "check": Command("check a configuration without loading weights", check, add_config_argument, takes_options=True),
+    "options": Command("list every option of the configuration", list_options, _add_json_argument),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (2 for a wrong configuration or command line)."""
+    parser = argparse.ArgumentParser(
+        prog="simpletuner",
+        description="Train image and video diffusion models with representation alignment.",
+        allow_abbrev=False,
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, command in COMMANDS.items():
+        added = subparsers.add_parser(name, help=command.help, description=command.run.__doc__, allow_abbrev=False)
+        command.add_arguments(added)
+    arguments, options = parser.parse_known_args(argv)
+    chosen = COMMANDS[arguments.command]
+    if options and not chosen.takes_options:
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    return chosen.run(arguments, options)
+
+
+def print_problems(problems: Iterable[Problem]) -> None:
+    """List problems on stderr, a line each, errors first."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True)
+    colours = {"error": "bold red", "warning": "yellow"}
+    for problem in sorted(problems, key=lambda problem: problem.severity):
+        line = Text.assemble(
+            (problem.severity, colours[problem.severity]),
+            ": ",
+            (problem.option, "bold"),
+            f": {problem.message}. {problem.mend}",
+        )
+        console.print(line)
+
+
+def _print_tables(options: Iterable[OptionInfo]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    for heading, members in groupby(options, key=lambda option: (option.tab, option.section, option.group)):
+        title = " / ".join(part for part in heading if part)
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, expand=True)
+        table.add_column("Option", no_wrap=True, min_width=30)
+        table.add_column("Values", ratio=2)
+        table.add_column("Meaning", ratio=3)
+        for option in members:
+            default = "" if option.default is None else f"\ndefault {json.dumps(option.default)}"
+            table.add_row(Text(option.name), Text(option.expectation() + default), Text(option.help))
+        console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Rules for the options of the alignment losses. Each takes the configuration and, if known, the model's family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simpletuner.configuration.alignment import AlignmentOptions, CrepaOptions
+from simpletuner.configuration.config import Config
+from simpletuner.configuration.encoders import encoder_patch, unknown_encoder
+from simpletuner.configuration.family import Family
+from simpletuner.configuration.problems import Problem, warning
+
+Problems = Iterator[Problem]
+
+# Cosines between a projected student and its teacher saturate near 0.60-0.63 (arXiv 2503.18414).
+REACHABLE_SIMILARITY = 0.8
+
+
+def wrong_prefix(config: Config, family: Family | None) -> Problems:
+    """CREPA belongs to transformers, U-REPA to UNets; the other one would do nothing."""
+    if family is None:
+        return
+    wrong, right = ("crepa", "urepa") if family.model_type == "unet" else ("urepa", "crepa")
+    if getattr(config, f"{wrong}_enabled"):
+        yield Problem(
+            f"{wrong}_enabled",
+            f"is on, but {family.name} is a {'UNet' if family.model_type == 'unet' else 'transformer'}",
+            f"Use {right}_enabled and the other {right}_* options.",
+        )
+
+
+def crepa_blocks(config: Config, family: Family | None) -> Problems:
+    """The student's block, and with the backbone as teacher the teacher's, exist and differ."""
+    options = config.crepa
+    if not options.enabled or (family is not None and family.model_type == "unet"):
+        return
+    tap = options.block_index
+    if tap is None and family is not None and family.default_block is None:
+        yield Problem("crepa_block_index", f"is not set, and {family.name} has no default", "Name a block.")
+    yield from _in_depth("crepa_block_index", tap, family)
+    if options.feature_source != "backbone":
+        return
+    teacher = options.teacher_block_index
+    if teacher is None:
+        yield Problem("crepa_teacher_block_index", "is not set, but crepa_feature_source is backbone", "Name a block.")
+    yield from _in_depth("crepa_teacher_block_index", teacher, family)
+    yield from _teacher_is_deeper("crepa_teacher_block_index", tap, teacher)
+
+
+def layersync_blocks(config: Config, family: Family | None) -> Problems:
+    """LayerSync needs a transformer and two of its blocks, the teacher deeper than the student."""
+    options = config.layersync
+    if not options.enabled:
+        return
+    if family is not None and family.model_type == "unet":
+        yield Problem("layersync_enabled", f"is on, but {family.name} is a UNet", "Turn it off, or use urepa_enabled.")
+        return
+    blocks = {
+        "layersync_student_block": options.student_block,
+        "layersync_teacher_block": options.teacher_block,
+    }
+    for name, block in blocks.items():
+        if block is None:
+            yield Problem(name, "is not set, but layersync_enabled is on", "Name a block.")
+        yield from _in_depth(name, block, family)
+    yield from _teacher_is_deeper("layersync_teacher_block", options.student_block, options.teacher_block)
+    if options.lambda_ == 0:
+        yield _zero_weight("layersync")
+
+
+def encoder(config: Config, family: Family | None) -> Problems:
+    """The encoder's name is known, and its image size a multiple of its patch."""
+    for options in _enabled(config):
+        if isinstance(options, CrepaOptions) and options.feature_source == "backbone":
+            continue
+        name, size = options.encoder, options.encoder_image_size
+        problem = unknown_encoder(name)
+        if problem is not None:
+            yield Problem(options.key("encoder"), *problem)
+        patch = encoder_patch(name)
+        if patch is not None and size != "auto" and size % patch != 0:
+            lower = size // patch * patch
+            yield Problem(
+                options.key("encoder_image_size"),
+                f"{size} is not a multiple of {patch}, the patch of {name}",
+                f'Use {max(lower, patch)}, {lower + patch} or "auto".',
+            )
+
+
+def schedule(config: Config, family: Family | None) -> Problems:
+    """Warm-up, decay and cutoffs can take effect within the run."""
+    for options in _enabled(config):
+        if options.lambda_ == 0:
+            yield _zero_weight(options.PREFIX)
+        yield from _idle_decay(options)
+        if config.max_train_steps > 0:
+            yield from _beyond_the_run(options, config.max_train_steps)
+        if 0 < options.cutoff_step <= options.warmup_steps:
+            yield warning(
+                options.key("cutoff_step"),
+                f"{options.cutoff_step} cuts off within the warm-up of {options.warmup_steps} steps",
+                f"Raise it, or lower {options.key('warmup_steps')}.",
+            )
+        threshold = options.similarity_threshold
+        if threshold is not None and threshold > REACHABLE_SIMILARITY:
+            yield warning(
+                options.key("similarity_threshold"),
+                f"{threshold:g} is hardly ever reached: similarities saturate near 0.6",
+                f"Use a lower one, or {options.key('plateau_stop')}.",
+            )
+
+
+def _idle_decay(options: AlignmentOptions) -> Problems:
+    if options.scheduler == "constant":
+        for name, value in (("decay_steps", options.decay_steps), ("lambda_end", options.lambda_end)):
+            if value != 0:
+                yield Problem(
+                    options.key(name),
+                    f"{value:g} can never take effect: {options.key('scheduler')} is constant",
+                    f"Set {options.key('scheduler')} to linear, cosine or polynomial, or remove this.",
+                )
+    elif options.lambda_end > options.lambda_ > 0:
+        message = f"{options.lambda_end:g} is above {options.key('lambda_')} {options.lambda_:g}: the weight would grow"
+        yield warning(options.key("lambda_end"), message, "Alignment should fade; lower it.")
+
+
+def _beyond_the_run(options: AlignmentOptions, steps: int) -> Problems:
+    warmup, cutoff = options.warmup_steps, options.cutoff_step
+    if warmup >= steps:
+        message = f"{warmup} is not below max_train_steps ({steps}): the full weight is never reached"
+        yield Problem(options.key("warmup_steps"), message, "Shorten the warm-up.")
+    elif options.scheduler != "constant" and warmup + options.decay_steps > steps:
+        message = f"the decay would end at step {warmup + options.decay_steps}, after max_train_steps ({steps})"
+        yield warning(options.key("decay_steps"), message, f"Use at most {steps - warmup}, or 0 for the rest.")
+    if cutoff > steps:
+        message = f"{cutoff} can never take effect: max_train_steps is {steps}"
+        yield Problem(options.key("cutoff_step"), message, "Lower it, or remove it.")
+
+
+def video_only(config: Config, family: Family | None) -> Problems:
+    """Options about frames do nothing for images."""
+    if family is None or family.media == "video" or not config.crepa.enabled:
+        return
+    defaults = type(config.crepa)()
+    for name in (
+        "adjacent_distance",
+        "adjacent_tau",
+        "cumulative_neighbors",
+        "normalize_by_frames",
+        "normalize_neighbour_sum",
+    ):
+        if getattr(config.crepa, name) != getattr(defaults, name):
+            message = f"has no effect: {family.name} makes images, which have one frame"
+            yield warning(config.crepa.key(name), message, "Remove it.")
+
+
+def irepa(config: Config, family: Family | None) -> Problems:
+    """iREPA modifies CREPA or U-REPA, and brings a projector of its own."""
+    if config.irepa.projector_kernel_size % 2 == 0:
+        message = f"{config.irepa.projector_kernel_size} is even: the tokens would shift by half a token"
+        yield Problem("irepa_projector_kernel_size", message, "Use an odd number.")
+    if not config.irepa.enabled:
+        return
+    enabled = list(_enabled(config))
+    if not enabled:
+        yield Problem(
+            "irepa_enabled", "is on, but neither CREPA nor U-REPA is", "Turn on crepa_enabled or urepa_enabled."
+        )
+    for options in enabled:
+        if options.projector in ("mlp", "conv_gn"):
+            message = f"is {options.projector}, but iREPA uses a convolution"
+            yield Problem(options.key("projector"), message, "Use conv, or turn irepa_enabled off.")
+
+
+def urepa_layers(config: Config, family: Family | None) -> Problems:
+    """Each layer is aligned once."""
+    layers = config.urepa.align_layers
+    if len(set(layers)) < len(layers):
+        yield Problem("urepa_align_layers", f"{', '.join(layers)} names a layer twice", "Name each layer once.")
+
+
+def _enabled(config: Config) -> Iterator[AlignmentOptions]:
+    return (options for options in (config.crepa, config.urepa) if options.enabled)
+
+
+def _in_depth(name: str, block: int | None, family: Family | None) -> Problems:
+    if block is not None and family is not None and family.depth is not None and block >= family.depth:
+        message = f"{block} is too high: the model has {family.depth} blocks"
+        yield Problem(name, message, f"Use 0 to {family.depth - 1}.")
+
+
+def _teacher_is_deeper(name: str, student: int | None, teacher: int | None) -> Problems:
+    if student is None or teacher is None:
+        return
+    if teacher == student:
+        yield Problem(name, f"{teacher} is the student's block: the loss would be constant", "Name a deeper block.")
+    elif teacher < student:
+        message = f"{teacher} is shallower than the student's block {student}"
+        yield warning(name, message, "Deeper blocks make the better teachers.")
+
+
+def _zero_weight(prefix: str) -> Problem:
+    return warning(f"{prefix}_lambda", "is 0: the loss has no effect", f"Raise it, or set {prefix}_enabled to false.")
+
+
+ALIGNMENT_RULES = (wrong_prefix, crepa_blocks, layersync_blocks, encoder, schedule, video_only, irepa, urepa_layers)

@@ -1,0 +1,148 @@
+"""What the alignment losses have in common: teacher, projector, schedule and cutoffs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from simpletuner.configuration.fields import option
+from simpletuner.configuration.prefixed import PrefixedOptions
+
+alignment_option = partial(option, tab="Training", section="Loss functions")
+
+Projector = Literal["linear", "mlp", "conv", "conv_gn"]
+Resample = Literal["smaller", "student", "teacher"]
+CacheType = Literal["bf16", "fp16", "int8"]
+
+RESAMPLE_HELP = (
+    "Where the two token grids meet if they differ: smaller brings the larger grid down, student brings the teacher to "
+    "the student's grid, teacher brings the projected student to the teacher's grid."
+)
+
+
+class AlignmentOptions(PrefixedOptions):
+    """The options that CREPA/REPA and U-REPA share; either of them gives them its prefix."""
+
+    enabled: bool
+    lambda_: float = alignment_option(
+        0.5,
+        ge=0,
+        depends_on="{x}_enabled",
+        help="Weight of the alignment loss. 0.5 is the papers' value; 0 turns the loss off, and lower values are "
+        "safer when a LoRA trains for long.",
+    )
+    encoder: str = alignment_option(
+        "dinov2_vitg14",
+        depends_on="{encoder}",
+        min_length=1,
+        help="The teacher: dinov2_vits14, vitb14, vitl14 or vitg14 (with _reg for registers), timm/<name>, "
+        "efficientnet_lite0 (needs no download), or a local folder or safetensors file. DINOv2-B suffices for images.",
+    )
+    encoder_image_size: Annotated[int, Ge(14)] | Literal["auto"] = alignment_option(
+        518,
+        depends_on="{encoder}",
+        help="Side in pixels of the square with the same area as the teacher's input, which keeps the aspect ratio; a "
+        "multiple of the teacher's patch. \"auto\" makes the teacher's grid fit the student's, so that no token is "
+        "interpolated.",
+    )
+    use_tae: bool = alignment_option(
+        False,
+        depends_on="{encoder}",
+        help="Decodes latents with a tiny autoencoder instead of the full VAE. Only matters where the pixels of a "
+        "sample are not at hand.",
+    )
+    projector: Projector = alignment_option(
+        "linear",
+        depends_on="{x}_enabled",
+        help="The trained head from student width to teacher width: linear (LayerNorm and Linear), mlp (REPA's three "
+        "layers), conv (iREPA's convolution on the token grid) or conv_gn (1x1 convolution, GroupNorm, GELU: the "
+        "SD 1.5 recipe).",
+    )
+    token_resample: Resample = alignment_option(
+        "smaller",
+        depends_on="{x}_enabled",
+        help=RESAMPLE_HELP,
+    )
+    feature_cache: bool = alignment_option(
+        True,
+        depends_on="{encoder}",
+        help="Reads teacher features from a cache on disk where one has been built, instead of encoding in the step.",
+    )
+    feature_cache_dtype: CacheType = alignment_option(
+        "bf16",
+        depends_on="{x}_feature_cache",
+        help="Number format of cached features. int8 halves the disk space of bf16 and fp16.",
+    )
+    feature_cache_dim: int | None = alignment_option(
+        None,
+        ge=1,
+        depends_on="{x}_feature_cache",
+        help="Whitens cached features to this many dimensions; 128 is enough and saves much disk space. None keeps "
+        "the teacher's width.",
+    )
+    scheduler: Literal["constant", "linear", "cosine", "polynomial"] = alignment_option(
+        "constant",
+        depends_on="{x}_enabled",
+        help="How the weight moves from {x}_lambda to {x}_lambda_end after the warm-up. Alignment helps early and "
+        "hurts late, so a decay or a cutoff is recommended for long runs.",
+    )
+    warmup_steps: int = alignment_option(
+        0, ge=0, depends_on="{x}_enabled", help="Steps over which the weight rises linearly from 0."
+    )
+    decay_steps: int = alignment_option(
+        0,
+        ge=0,
+        depends_on="{x}_scheduler=linear|cosine|polynomial",
+        help="Steps of decay, counted from the end of the warm-up. 0 means the rest of the run.",
+    )
+    lambda_end: float = alignment_option(
+        0.0, ge=0, depends_on="{x}_scheduler=linear|cosine|polynomial", help="The weight at the end of the decay."
+    )
+    power: float = alignment_option(
+        1.0, gt=0, depends_on="{x}_scheduler=polynomial", help="Exponent of the polynomial decay; 1 is linear."
+    )
+    cutoff_step: int = alignment_option(
+        0, ge=0, depends_on="{x}_enabled", help="Step from which the loss is off for good. 0 means never."
+    )
+    similarity_threshold: float | None = alignment_option(
+        None,
+        ge=-1,
+        le=1,
+        depends_on="{x}_enabled",
+        help="Turns the loss off when the moving average of the similarity (-1 to 1) reaches this value. Cosines "
+        "saturate near 0.6, so values above 0.8 rarely ever fire.",
+    )
+    similarity_ema_decay: float = alignment_option(
+        0.99,
+        ge=0,
+        lt=1,
+        depends_on="{x}_similarity_threshold",
+        help="Decay of the similarity's moving average: 0.99 looks back over about 100 steps.",
+    )
+    threshold_mode: Literal["permanent", "recoverable"] = alignment_option(
+        "permanent",
+        depends_on="{x}_similarity_threshold",
+        help="permanent: once off, off for good. recoverable: on again when the similarity falls below the threshold.",
+    )
+    plateau_stop: bool = alignment_option(
+        False,
+        depends_on="{x}_enabled",
+        help="Ends the loss with a cosine ramp once the similarity has stopped improving. Recommended for long runs.",
+    )
+    plateau_tolerance: float = alignment_option(
+        0.02,
+        gt=0,
+        lt=1,
+        depends_on="{x}_plateau_stop",
+        help="The plateau is reached when the relative gap between the slow and the fast average of the residual is "
+        "below this.",
+    )
+    plateau_warmup: float = alignment_option(
+        0.125,
+        ge=0,
+        lt=1,
+        depends_on="{x}_plateau_stop",
+        help="Share of the run before which no plateau is looked for.",
+    )

@@ -1,0 +1,69 @@
+"""What can be said of a configuration without loading a model: all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from simpletuner.configuration.alignment_checks import ALIGNMENT_RULES
+from simpletuner.configuration.config import Config
+from simpletuner.configuration.dataset import check_entries, load_dataset_config
+from simpletuner.configuration.dependencies import without_effect
+from simpletuner.configuration.family import Family, with_local_facts
+from simpletuner.configuration.general_checks import GENERAL_RULES
+from simpletuner.configuration.loading import load_valid_part
+from simpletuner.configuration.paths import local_path
+from simpletuner.configuration.problems import Problem, has_errors
+from simpletuner.configuration.validation import nearest
+
+
+def check(config: Config, family: Family | None, model_depth: int | None = None) -> list[Problem]:
+    """Every problem of options that contradict each other, the model or the disk.
+
+    ``family`` may be None if it is unknown: what depends on it is not checked then. ``model_depth`` is the real
+    number of blocks where it differs from the published one.
+    """
+    if family is not None and model_depth is not None:
+        family = replace(family, depth=model_depth)
+    problems = [problem for rule in (*GENERAL_RULES, *ALIGNMENT_RULES) for problem in rule(config, family)]
+    named = {problem.option for problem in problems}
+    return problems + [problem for problem in without_effect(config) if problem.option not in named]
+
+
+def check_config_file(
+    path: Path | None, arguments: Sequence[str], families: Mapping[str, Family]
+) -> tuple[Config | None, list[Problem]]:
+    """Load a configuration and check it with its model folder and its data sets; no weights are read.
+
+    Returns the configuration, or None if a problem is an error, and all problems. An option whose value is invalid
+    in itself is not checked against others, and a file that cannot be read is the only problem.
+    """
+    config, problems = load_valid_part(path, arguments)
+    invalid = {problem.option for problem in problems}
+    if str(path) in invalid:
+        return None, problems
+    family, found = _find_family(config, families)
+    found += check(config, family)
+    if local_path(config.data_backend_config).is_file():
+        entries, in_entries = load_dataset_config(local_path(config.data_backend_config))
+        found += in_entries + check_entries(entries, config, family)
+    problems += [problem for problem in found if problem.option not in invalid]
+    return (None if has_errors(problems) else config), problems
+
+
+def _find_family(config: Config, families: Mapping[str, Family]) -> tuple[Family | None, list[Problem]]:
+    name = config.model_family
+    family = families.get(name)
+    if family is None:
+        mend = nearest(name, families) or f"Use one of {', '.join(families)}."
+        return None, [Problem("model_family", f"{name!r} is no known family", mend)] if name else []
+    folder = local_path(config.pretrained_model_name_or_path)
+    if not config.pretrained_model_name_or_path or not folder.is_dir():
+        return family, []
+    try:
+        return with_local_facts(family, folder), []
+    except (OSError, ValueError) as error:
+        message = f"{str(folder)!r} is no {name} model in the diffusers layout ({error})"
+        mend = f"It needs {family.model_subfolder}/config.json."
+        return family, [Problem("pretrained_model_name_or_path", message, mend)]

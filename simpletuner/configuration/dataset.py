@@ -1,0 +1,150 @@
+"""The list of data sets (``multidatabackend.json``)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from simpletuner.configuration.config import Config
+from simpletuner.configuration.dependencies import without_effect
+from simpletuner.configuration.family import Family
+from simpletuner.configuration.fields import OptionGroup, option
+from simpletuner.configuration.general_checks import image_size_problems, odd_frame_count
+from simpletuner.configuration.loading import plain_names, read_json
+from simpletuner.configuration.paths import local_path
+from simpletuner.configuration.problems import Problem, has_errors, warning
+from simpletuner.configuration.simpletuner_names import DATASET_NAMES, SIMPLETUNER_NAMES
+from simpletuner.configuration.validation import build
+
+# SimpleTuner keeps an entry for the cache of text embeddings; here that cache needs none.
+NOT_NEEDED = ("text_embeds", "image_embeds")
+
+_entry = partial(option, tab="Data", section="Data set")
+_clip = partial(option, tab="Data", section="Clips")
+
+
+class VideoOptions(OptionGroup):
+    """How clips are cut from the files of a video data set."""
+
+    num_frames: int = _clip(
+        49, ge=1, help="Frames of a training clip: a multiple of the VAE's frame ratio plus 1, such as 49 or 81."
+    )
+    min_frames: int | None = _clip(None, ge=1, help="Shorter files are left out. None means num_frames.")
+    frame_stride: int = _clip(1, ge=1, help="Takes every n-th frame of the file.")
+
+
+class DatasetEntry(OptionGroup):
+    """One data set: a local folder of images or clips with their captions."""
+
+    id: str = _entry("", required=True, help="A name of your choice, different for each data set.")
+    type: Literal["local"] = _entry("local", help="Where the files are: in a local folder.")
+    dataset_type: Literal["image", "video"] = _entry("image", help="Whether the files are images or clips.")
+    disabled: bool = _entry(False, help="Leaves this data set out.")
+    instance_data_dir: str = _entry("", required=True, help="The folder with the files; subfolders are searched too.")
+    caption_strategy: Literal["textfile", "filename", "instanceprompt", "metadata", "folder"] = _entry(
+        "textfile",
+        help="Where captions come from: a .txt file beside each image, the file's name, instance_prompt for all, "
+        "metadata_file, or the name of the folder.",
+    )
+    instance_prompt: str | None = _entry(
+        None, depends_on="caption_strategy=instanceprompt", help="The caption of every file."
+    )
+    metadata_file: str = _entry(
+        "metadata.jsonl",
+        depends_on="caption_strategy=metadata",
+        help='File of JSON lines with "file_name" and "text", relative to instance_data_dir.',
+    )
+    resolution: float | None = _entry(
+        None, gt=0, help="Size of the images, in the unit of resolution_type. None takes the global resolution."
+    )
+    resolution_type: Literal["pixel", "area"] = _entry(
+        "pixel",
+        depends_on="resolution",
+        help="Unit of resolution: pixel (side of the square with the same area) or area (megapixels).",
+    )
+    crop: bool = _entry(True, help="Cuts images to the exact size of their bucket, at the centre.")
+    crop_aspect: Literal["square", "preserve"] = _entry(
+        "preserve", depends_on="crop", help="preserve keeps the aspect ratio (in buckets); square cuts to squares."
+    )
+    repeats: int = _entry(0, ge=0, help="Times that the data set is repeated in an epoch. 0 shows each file once.")
+    video: VideoOptions = _entry(VideoOptions(), depends_on="dataset_type=video", help="How clips are cut.")
+    cache_dir_vae: str | None = _entry(None, help="Folder of this data set's latents. None uses cache_dir.")
+
+
+def load_dataset_config(path: Path) -> tuple[list[DatasetEntry], list[Problem]]:
+    """Read the list of data sets; disabled ones are left out.
+
+    Returns the entries, none of them if a problem is an error, and all problems. A problem's ``option`` is
+    "file: id.key".
+    """
+    content, problems = read_json(path)
+    if problems:
+        return [], problems
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        return [], [Problem(str(path), "holds no list of data sets", 'Write [{"id": ..., "instance_data_dir": ...}].')]
+    entries = []
+    for number, item in enumerate(content):
+        entry, found = _read_entry(plain_names(item))
+        name = item.get("id") or f"entry {number + 1}"
+        problems += [_in_file(problem, path, str(name)) for problem in found]
+        if entry is not None and not entry.disabled:
+            entries.append(entry)
+    for name, count in Counter(entry.id for entry in entries).items():
+        if count > 1 and name:
+            problems.append(Problem(f"{path.name}: {name}.id", f"is used {count} times", "Give each its own id."))
+    if not entries:
+        problems.append(Problem(str(path), "has no data set that is on", "Add an entry, or enable one."))
+    return ([] if has_errors(problems) else entries), problems
+
+
+def check_entries(entries: list[DatasetEntry], config: Config, family: Family | None) -> list[Problem]:
+    """What is wrong with data sets for this configuration's model."""
+    if family is None:
+        return []
+    name = Path(config.data_backend_config)
+    return [
+        _in_file(problem, name, entry.id) for entry in entries for problem in _family_problems(entry, config, family)
+    ]
+
+
+def _read_entry(values: dict[str, Any]) -> tuple[DatasetEntry | None, list[Problem]]:
+    if values.get("dataset_type") in NOT_NEEDED:
+        return None, [warning("dataset_type", f"{values['dataset_type']} needs no entry here", "It is ignored.")]
+    entry, problems = build(DatasetEntry, values, SIMPLETUNER_NAMES | DATASET_NAMES)
+    named = {problem.option for problem in problems}
+    if not entry.disabled:
+        problems += [problem for problem in _entry_problems(entry) if problem.option not in named]
+    return entry, problems
+
+
+def _entry_problems(entry: DatasetEntry) -> Iterator[Problem]:
+    if not entry.id:
+        yield Problem("id", "is not set", "Give the data set a name of its own.")
+    folder = local_path(entry.instance_data_dir)
+    if not entry.instance_data_dir:
+        yield Problem("instance_data_dir", "is not set", "Name the folder with the files.")
+    elif not folder.is_dir():
+        yield Problem("instance_data_dir", f"no such folder: {entry.instance_data_dir!r}", "Check the path.")
+    elif entry.caption_strategy == "metadata" and not (folder / entry.metadata_file).is_file():
+        message = f"no such file in {entry.instance_data_dir!r}: {entry.metadata_file!r}"
+        yield Problem("metadata_file", message, "Check the name, or choose another caption_strategy.")
+    if entry.caption_strategy == "instanceprompt" and not entry.instance_prompt:
+        yield Problem("instance_prompt", "is not set, but caption_strategy is instanceprompt", "Write the caption.")
+    yield from without_effect(entry)
+
+
+def _family_problems(entry: DatasetEntry, config: Config, family: Family) -> Iterator[Problem]:
+    if entry.dataset_type == "video":
+        if family.media == "image":
+            yield Problem("dataset_type", f"is video, but {family.name} makes images", "Use a video family.")
+        elif (entry.video.num_frames - 1) % family.frame_ratio != 0:
+            yield Problem("video.num_frames", *odd_frame_count(entry.video.num_frames, family))
+    if entry.resolution is not None and entry.resolution_type == "pixel":
+        yield from image_size_problems(entry.resolution, config.aspect_bucket_alignment, family)
+
+
+def _in_file(problem: Problem, path: Path, entry: str) -> Problem:
+    return Problem(f"{path.name}: {entry}.{problem.option}", problem.message, problem.mend, problem.severity)

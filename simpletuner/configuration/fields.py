@@ -1,0 +1,179 @@
+"""Declaring an option, and reading a declaration back as plain facts.
+
+An option is a pydantic field made by :func:`option`. The CLI, the checks, the WebUI and the tables of the
+documentation read it through :class:`OptionInfo`, so nothing about an option is written down twice.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+TYPE_NAMES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+class OptionGroup(BaseModel):
+    """Base of every group of options: strict types, no unknown keys, and ``None`` stands for the default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_the_default(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            return {name: value for name, value in values.items() if value is not None}
+        return values
+
+
+def option(
+    default: Any,
+    *,
+    help: str,
+    tab: str,
+    section: str,
+    group: str | None = None,
+    depends_on: str | None = None,
+    aliases: Sequence[str] = (),
+    required: bool = False,
+    example: str | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    min_length: int | None = None,
+    pattern: str | None = None,
+) -> Any:
+    """Declare one option; its type and its choices come from the annotation.
+
+    ``depends_on`` names the option that must be on for this one to have an effect: ``"use_ema"`` (true, non-zero,
+    not empty), ``"lr_scheduler=cosine|linear"`` (one of these values), or several of them joined by ``" or "``.
+    ``required`` marks an option whose empty default is not enough for a run (see ``checks``). ``example`` shows the
+    form of a text that has a ``pattern``.
+    """
+    extra: Any = {
+        "tab": tab,
+        "section": section,
+        "group": group,
+        "depends_on": depends_on,
+        "aliases": list(aliases),
+        "required": required,
+        "example": example,
+    }
+    constraints: dict[str, Any] = {
+        "ge": ge, "gt": gt, "le": le, "lt": lt, "min_length": min_length, "pattern": pattern
+    }  # fmt: skip
+    given = {name: value for name, value in constraints.items() if value is not None}
+    return Field(default=default, description=help, json_schema_extra=extra, **given)
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """The facts of one option, ready for JSON.
+
+    ``type`` is boolean, integer, number, string, list or object; ``choices`` are the only values allowed (of the
+    items, for a list); ``keywords`` are words accepted besides a value of the type, such as "auto".
+    """
+
+    name: str
+    type: str
+    default: Any
+    minimum: float | None
+    maximum: float | None
+    exclusive_minimum: bool
+    exclusive_maximum: bool
+    choices: list[Any] | None
+    keywords: list[str]
+    optional: bool
+    required: bool
+    help: str
+    depends_on: str | None
+    tab: str
+    section: str
+    group: str | None
+    aliases: list[str]
+    example: str | None
+
+    def expectation(self) -> str:
+        """What a value must be, in words: "a number of at least 0 and at most 1"."""
+        if self.type == "object":
+            return "an object of its own options"
+        if self.choices is not None:
+            listed = ", ".join(map(str, self.choices))
+            return f"a list of: {listed}" if self.type == "list" else f"one of: {listed}"
+        if self.example is not None:
+            return f"a text such as {self.example}"
+        words = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "a text"}
+        return words.get(self.type, "a list of texts") + self._range() + "".join(f', or "{w}"' for w in self.keywords)
+
+    def _range(self) -> str:
+        parts = []
+        if self.minimum is not None:
+            parts.append(f"{'more than' if self.exclusive_minimum else 'at least'} {self.minimum:g}")
+        if self.maximum is not None:
+            parts.append(f"{'less than' if self.exclusive_maximum else 'at most'} {self.maximum:g}")
+        return " of " + " and ".join(parts) if parts else ""
+
+
+def union_members(annotation: Any) -> list[Any]:
+    """The members of ``A | B | None``; a plain type is its own only member."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return list(get_args(annotation))
+    return [annotation]
+
+
+def describe(name: str, field: FieldInfo) -> OptionInfo:
+    """Read the facts of one option from its declaration."""
+    members = union_members(field.annotation)
+    metadata = list(field.metadata)
+    kind: str | None = None
+    words: list[Any] = []
+    for member in members:
+        if get_origin(member) is Annotated:
+            member, *inner = get_args(member)
+            metadata += inner
+        if get_origin(member) is Literal:
+            words += get_args(member)
+        elif get_origin(member) is list:
+            kind = "list"
+            (item,) = get_args(member)
+            words += get_args(item) if get_origin(item) is Literal else ()
+        elif isinstance(member, type) and issubclass(member, BaseModel):
+            kind = "object"
+        elif member in TYPE_NAMES:
+            kind = TYPE_NAMES[member]
+    bounds = dict(_bounds(metadata))
+    only_words = kind is None or kind == "list"
+    extra: Any = field.json_schema_extra
+    default = field.get_default(call_default_factory=True, validated_data={})
+    return OptionInfo(
+        name=name,
+        type="string" if kind is None else kind,
+        default=default.model_dump() if isinstance(default, BaseModel) else default,
+        minimum=bounds.get("ge", bounds.get("gt")),
+        maximum=bounds.get("le", bounds.get("lt")),
+        exclusive_minimum="gt" in bounds,
+        exclusive_maximum="lt" in bounds,
+        choices=words if only_words and words else None,
+        keywords=[] if only_words else words,
+        optional=type(None) in members,
+        help=field.description or "",
+        **extra,
+    )
+
+
+def _bounds(metadata: list[Any]) -> Iterator[tuple[str, float]]:
+    for item in metadata:
+        for bound in ("ge", "gt", "le", "lt"):
+            value = getattr(item, bound, None)
+            if value is not None:
+                yield bound, value
+
+
+def describe_all(model: type[BaseModel]) -> list[OptionInfo]:
+    """The facts of every option of a group or of the whole configuration, in the order of declaration."""
+    return [describe(name, field) for name, field in model.model_fields.items()]

@@ -1,0 +1,227 @@
+"""The options of a run that have nothing to do with alignment, a mixin for each tab."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from simpletuner.configuration.fields import OptionGroup, option
+
+PredictionType = Literal["flow_matching", "epsilon", "v_prediction"]
+OptimizerName = Literal["adamw", "adam", "nadam", "radam", "adafactor", "sgd"]
+LearningRateSchedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+]
+Tracker = Literal[
+    "none", "tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"
+]
+
+SIDE_OR_SIDES = r"^[1-9]\d*(x[1-9]\d*)?$"
+
+
+def _text_of_number(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+_model = partial(option, tab="Model", section="Model")
+_memory = partial(option, tab="Model", section="Speed and memory")
+_lora = partial(option, tab="Model", section="LoRA", depends_on="model_type=lora")
+
+
+class ModelOptions(OptionGroup):
+    """What is trained."""
+
+    model_family: str = _model(
+        "", required=True, help="The model family, such as sd3 or wan; `simpletuner families` lists them."
+    )
+    model_type: Literal["lora", "full"] = _model(
+        "lora", help="lora trains small adapters beside a frozen model; full trains all its weights."
+    )
+    pretrained_model_name_or_path: str = _model(
+        "", required=True, help="A local folder in the diffusers layout, or a model on the Hugging Face hub (org/name)."
+    )
+    train_from_scratch: bool = _model(
+        False,
+        depends_on="model_type=full",
+        help="Builds the model from its config.json with random weights instead of loading them.",
+    )
+    prediction_type: PredictionType | None = _model(
+        None, help="What the model predicts. None takes what the model itself was made for."
+    )
+    lora_rank: int = _lora(
+        16, ge=1, help="Rank of the LoRA matrices. 4 to 16 for a style or a subject, 64 and more for larger changes."
+    )
+    lora_alpha: float | None = _lora(
+        None, gt=0, help="Scale of the LoRA: the update is multiplied by alpha / rank. None means the rank."
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] = _memory(
+        "bf16", help="Number format of the forward pass; bf16 on recent GPUs, no on the CPU."
+    )
+    gradient_checkpointing: bool = _memory(
+        False, help="Computes activations again in the backward pass: much less memory, about a third slower."
+    )
+    compile_model: bool = _memory(
+        False, help="Compiles the model with torch.compile: slow first steps, faster ones after them."
+    )
+
+
+_dataset = partial(option, tab="Data", section="Data sets")
+_image = partial(option, tab="Data", section="Images")
+_cache = partial(option, tab="Data", section="Caches")
+
+
+class DataOptions(OptionGroup):
+    """What it is trained on."""
+
+    data_backend_config: str = _dataset(
+        "", required=True, help="Path of the JSON file that lists the data sets (multidatabackend.json)."
+    )
+    caption_dropout_probability: float = _dataset(
+        0.1, ge=0, le=1, help="Share of samples trained with an empty caption, so that guidance works. 0.05 to 0.1."
+    )
+    resolution: int = _image(
+        1024,
+        ge=1,
+        help="Size of training images unless a data set has its own: the side in pixels of the square with the same "
+        "area.",
+    )
+    aspect_bucket_alignment: int = _image(
+        64, ge=1, help="Sides of aspect buckets are multiples of this many pixels. 64 suits every family."
+    )
+    cache_dir: str = _cache("cache", min_length=1, help="Folder of the latent and text caches.")
+    vae_batch_size: int = _cache(4, ge=1, help="Images that the VAE encodes at once while the cache is built.")
+    max_workers: int = _cache(2, ge=0, help="Processes that load samples in the background. 0 loads in the main one.")
+
+
+_training = partial(option, tab="Training", section="Training")
+_optimizer = partial(option, tab="Training", section="Optimizer")
+_rate = partial(option, tab="Training", section="Learning rate")
+_objective = partial(option, tab="Training", section="Objective")
+_ema = partial(option, tab="Training", section="EMA")
+
+
+class OptimisationOptions(OptionGroup):
+    """How it is trained."""
+
+    max_train_steps: int = _training(
+        0, ge=0, help="Length of the run in optimizer steps. 0 leaves it to num_train_epochs."
+    )
+    num_train_epochs: int = _training(
+        0, ge=0, help="Length of the run in passes over the data. 0 leaves it to max_train_steps."
+    )
+    train_batch_size: int = _training(1, ge=1, help="Samples in a batch on each device.")
+    gradient_accumulation_steps: int = _training(
+        1, ge=1, help="Batches whose gradients are averaged for one optimizer step."
+    )
+    optimizer: OptimizerName = _optimizer("adamw", help="The optimizer. adamw is the papers' choice.")
+    adam_beta1: float = _optimizer(
+        0.9, ge=0, lt=1, depends_on="optimizer=adamw|adam|nadam|radam", help="Adam's beta 1."
+    )
+    adam_beta2: float = _optimizer(
+        0.999, ge=0, lt=1, depends_on="optimizer=adamw|adam|nadam|radam", help="Adam's beta 2."
+    )
+    adam_epsilon: float = _optimizer(
+        1e-8, gt=0, depends_on="optimizer=adamw|adam|nadam|radam", help="Adam's epsilon, for numerical stability."
+    )
+    adam_weight_decay: float = _optimizer(0.0, ge=0, help="Weight decay. REPA trains with 0; 0.01 is usual for a LoRA.")
+    max_grad_norm: float = _optimizer(1.0, ge=0, help="Clips the gradient to this norm. 0 turns clipping off.")
+    learning_rate: float = _rate(
+        1e-4, gt=0, help="Learning rate after the warm-up: about 1e-4 for a LoRA or from scratch, 1e-5 for full tuning."
+    )
+    lr_scheduler: LearningRateSchedule = _rate("constant", help="How the learning rate moves over the run.")
+    lr_warmup_steps: int = _rate(
+        0,
+        ge=0,
+        depends_on="lr_scheduler=constant_with_warmup|linear|cosine|cosine_with_restarts|polynomial",
+        help="Optimizer steps over which the learning rate rises from 0.",
+    )
+    lr_num_cycles: int = _rate(
+        1, ge=1, depends_on="lr_scheduler=cosine_with_restarts", help="Number of hard restarts of the cosine."
+    )
+    lr_power: float = _rate(1.0, gt=0, depends_on="lr_scheduler=polynomial", help="Exponent of the polynomial decay.")
+    snr_gamma: float | None = _objective(
+        None, gt=0, help="Min-SNR weighting for epsilon and v prediction; 5 is the paper's value. None turns it off."
+    )
+    flow_schedule_shift: float | None = _objective(
+        None,
+        gt=0,
+        help="Moves the timesteps of flow matching toward noise: 1 not at all, 3 for SD3 at 1024 pixels. None takes "
+        "the shift of the model's own scheduler.",
+    )
+    use_ema: bool = _ema(False, help="Keeps a moving average of the weights, and validates and exports that.")
+    ema_decay: float = _ema(
+        0.9999,
+        ge=0,
+        lt=1,
+        depends_on="use_ema",
+        help="Decay of the average; 0.9999 for long runs, 0.99 for short ones.",
+    )
+    ema_update_interval: int = _ema(1, ge=1, depends_on="use_ema", help="Optimizer steps between two updates.")
+
+
+_checkpoint = partial(option, tab="Checkpoints", section="Checkpoints")
+
+
+class CheckpointOptions(OptionGroup):
+    """What is kept."""
+
+    output_dir: str = _checkpoint("output", min_length=1, help="Folder of checkpoints, logs and the trained model.")
+    checkpoint_step_interval: int = _checkpoint(
+        500, ge=0, help="Optimizer steps between two checkpoints. 0 saves only at the end."
+    )
+    checkpoints_total_limit: int = _checkpoint(
+        5, ge=0, help="Number of checkpoints kept; the oldest go first. 0 keeps all."
+    )
+    resume_from_checkpoint: str | None = _checkpoint(
+        None, help="latest continues from the newest intact checkpoint in output_dir; a path from that one."
+    )
+
+
+_validation = partial(option, tab="Validation", section="Validation")
+_when_validating = partial(_validation, depends_on="validation_prompt")
+
+
+class ValidationOptions(OptionGroup):
+    """What is looked at meanwhile."""
+
+    validation_prompt: str | None = _validation(
+        None, help="Prompt (for a class-conditional model the class) to sample from while training. None: no samples."
+    )
+    validation_negative_prompt: str = _when_validating("", help="Negative prompt of the samples.")
+    validation_step_interval: int = _when_validating(
+        500, ge=0, help="Optimizer steps between two validations. 0 validates only at the end."
+    )
+    num_validation_images: int = _when_validating(1, ge=1, help="Samples made at each validation.")
+    validation_guidance: float = _when_validating(
+        5.0, ge=0, help="Guidance scale of the samples. 1 samples without guidance."
+    )
+    validation_num_inference_steps: int = _when_validating(30, ge=1, help="Denoising steps of a sample.")
+    validation_resolution: Annotated[str, BeforeValidator(_text_of_number)] | None = _when_validating(
+        None,
+        pattern=SIDE_OR_SIDES,
+        example="1344x768",
+        help="Size of the samples in pixels: 1024, or 1344x768 (width x height). None takes the training resolution.",
+    )
+    validation_seed: int | None = _when_validating(
+        None, ge=0, help="Seed of the samples, the same at every validation. None takes seed."
+    )
+    validation_num_video_frames: int | None = _when_validating(
+        None, ge=1, help="Frames of a sampled clip (video families). None takes as many as the data set has."
+    )
+
+
+_run = partial(option, tab="Run", section="Run")
+_tracking = partial(option, tab="Run", section="Tracking")
+
+
+class RunOptions(OptionGroup):
+    """How the run presents itself."""
+
+    seed: int = _run(42, ge=0, help="Seed of weights, noise and data order.")
+    report_to: Tracker = _tracking(
+        "tensorboard", help="Where losses and samples are logged; TensorBoard writes to output_dir/logs."
+    )
+    tracker_project_name: str = _tracking("simpletuner", min_length=1, help="Project under which runs are grouped.")
+    tracker_run_name: str | None = _tracking(None, help="Name of this run. None lets the tracker choose.")

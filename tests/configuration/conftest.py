@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpletuner.configuration import Config, Family, Problem, check
+
+TRANSFORMER = Family(
+    name="sd3",
+    foundation="unused:Unused",
+    model_type="transformer",
+    media="image",
+    model_class="SD3Transformer2DModel",
+    model_subfolder="transformer",
+    default_block=8,
+    depth=24,
+)
+VIDEO = Family(
+    name="wan",
+    foundation="unused:Unused",
+    model_type="transformer",
+    media="video",
+    model_class="WanTransformer3DModel",
+    model_subfolder="transformer",
+    default_block=8,
+    depth=30,
+    frame_ratio=4,
+)
+UNET = Family(
+    name="sd1x",
+    foundation="unused:Unused",
+    model_type="unet",
+    media="image",
+    model_class="UNet2DConditionModel",
+    model_subfolder="unet",
+    depth_keys=(),
+    patch_size=8,
+)
+FAMILIES = {family.name: family for family in (TRANSFORMER, VIDEO, UNET)}
+
+Check = Callable[..., dict[str, Problem]]
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> Path:
+    """A valid list of one data set."""
+    (tmp_path / "images").mkdir()
+    path = tmp_path / "multidatabackend.json"
+    path.write_text(json.dumps([{"id": "mine", "instance_data_dir": str(tmp_path / "images")}]))
+    return path
+
+
+@pytest.fixture
+def complete(data_set: Path) -> dict[str, Any]:
+    """The least that a run needs."""
+    return {
+        "model_family": "sd3",
+        "pretrained_model_name_or_path": "org/model",
+        "data_backend_config": str(data_set),
+        "max_train_steps": 1000,
+    }
+
+
+@pytest.fixture
+def problems_of(complete: dict[str, Any]) -> Check:
+    """Check options on top of the least that a run needs; the problems by option."""
+
+    def run(family: Family | None = TRANSFORMER, depth: int | None = None, **options: Any) -> dict[str, Problem]:
+        return {problem.option: problem for problem in check(Config(**{**complete, **options}), family, depth)}
+
+    return run

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from simpletuner.configuration.family import with_local_facts
+from tests.configuration.conftest import TRANSFORMER, UNET
+
+
+def write(folder: Path, **parts: object) -> Path:
+    for part, config in parts.items():
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_depth_patch_and_ratio_of_a_transformer(tmp_path: Path) -> None:
+    family = replace(TRANSFORMER, depth_keys=("num_layers", "num_single_layers"))
+    model = {"num_layers": 2, "num_single_layers": 3, "patch_size": [1, 4, 4]}
+    folder = write(tmp_path, transformer=model, vae={"block_out_channels": [8, 16]})
+    facts = with_local_facts(family, folder)
+    assert (facts.depth, facts.patch_size, facts.latent_ratio, facts.pixels_per_token) == (5, 4, 2, 8)
+
+
+def test_packing_families_keep_their_patch(tmp_path: Path) -> None:
+    folder = write(tmp_path, transformer={"num_layers": 2, "patch_size": 1})
+    assert with_local_facts(replace(TRANSFORMER, patch_key=None), folder).patch_size == 2
+
+
+def test_mid_block_cell_of_a_unet(tmp_path: Path) -> None:
+    folder = write(tmp_path, unet={"block_out_channels": [8, 16, 32]}, vae={"dim_mult": [1, 2, 4, 4]})
+    facts = with_local_facts(UNET, folder)
+    assert (facts.depth, facts.patch_size, facts.latent_ratio) == (None, 4, 8)
+
+
+def test_pixel_space(tmp_path: Path) -> None:
+    folder = write(tmp_path, transformer={"num_layers": 6, "patch_size": 4})
+    assert with_local_facts(replace(TRANSFORMER, pixel_space_without_vae=True), folder).pixels_per_token == 4
+
+
+def test_what_the_folder_does_not_say_stays_as_published(tmp_path: Path) -> None:
+    assert with_local_facts(TRANSFORMER, write(tmp_path, transformer={}, vae={})) == TRANSFORMER
+
+
+@pytest.mark.parametrize("content", ["[]", "{"])
+def test_broken_model_configs(tmp_path: Path, content: str) -> None:
+    write(tmp_path, transformer={})
+    (tmp_path / "transformer" / "config.json").write_text(content)
+    with pytest.raises(ValueError):
+        with_local_facts(TRANSFORMER, tmp_path)
