@@ -1,0 +1,169 @@
+"""Token grids: how tokens lie in frames, rows and columns, and how one grid is brought onto another.
+
+Nothing here guesses a grid from a token count; a grid always travels with its tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Frames, rows and columns of tokens, which lie row-major in `(frames, height, width)` order."""
+
+    frames: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.height, self.width) < 1:
+            raise ValueError(f"A token grid needs at least one frame, row and column; got {self}.")
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.height * self.width
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.tokens_per_frame
+
+    def scaled(self, factor: int) -> TokenGrid:
+        """The grid with `factor` times as many rows and columns."""
+        return TokenGrid(self.frames, self.height * factor, self.width * factor)
+
+    def __str__(self) -> str:
+        return f"{self.frames}×{self.height}×{self.width} (frames×rows×columns)"
+
+
+def square_grid(tokens: int, *, frames: int = 1) -> TokenGrid:
+    """The grid of a square token count.
+
+    Raises:
+        ValueError: the count isn't a square, so the grid must be passed.
+    """
+    side = round(tokens**0.5)
+    if side * side != tokens:
+        raise ValueError(f"{tokens} tokens make no square, so their grid can't be known: pass grid=TokenGrid(…).")
+    return TokenGrid(frames, side, side)
+
+
+def meeting_grid(student: TokenGrid, teacher: TokenGrid, where: str) -> TokenGrid:
+    """The grid on which both sides are compared: "student", "teacher", or the "smaller" of the two."""
+    if where == "student":
+        return student
+    if where == "teacher":
+        return teacher
+    smaller = student if student.tokens_per_frame <= teacher.tokens_per_frame else teacher
+    return TokenGrid(min(student.frames, teacher.frames), smaller.height, smaller.width)
+
+
+def split_frames(tokens: Tensor, grid: TokenGrid) -> Tensor:
+    """`(B, S, D)` or `(B, T, N, D)` -> `(B, T, N, D)`; raises ValueError if the tokens don't fill `grid`."""
+    if tokens.ndim == 3 and tokens.shape[1] == grid.tokens:
+        return tokens.unflatten(1, (grid.frames, grid.tokens_per_frame))
+    if tokens.ndim == 4 and tokens.shape[1:3] == (grid.frames, grid.tokens_per_frame):
+        return tokens
+    raise ValueError(f"Tokens of shape {tuple(tokens.shape)} don't fill the token grid {grid}: it has {grid.tokens}.")
+
+
+def to_maps(tokens: Tensor, grid: TokenGrid) -> Tensor:
+    """`(B, T, N, D)` -> `(B·T, D, H, W)`."""
+    maps = split_frames(tokens, grid).flatten(0, 1).transpose(1, 2)
+    return maps.unflatten(2, (grid.height, grid.width))
+
+
+def to_tokens(maps: Tensor, frames: int) -> Tensor:
+    """`(B·T, D, H, W)` -> `(B, T, N, D)`."""
+    return maps.flatten(2).transpose(1, 2).unflatten(0, (-1, frames))
+
+
+def resample_tokens(tokens: Tensor, grid: TokenGrid, target: TokenGrid) -> Tensor:
+    """Brings tokens onto another grid: bilinear over rows and columns, linear over frames.
+
+    Pixel centres are kept (`align_corners=False`); a side that shrinks is antialiased.
+
+    Args:
+        tokens: `(B, T, N, D)` on `grid`.
+
+    Returns:
+        `(B, T', N', D)` on `target`; `tokens` itself where the grids are equal.
+    """
+    tokens = split_frames(tokens, grid)
+    if (grid.height, grid.width) != (target.height, target.width):
+        # The antialiasing filter equals plain bilinear on a side that grows, so one call serves mixed cases.
+        shrinks = target.height < grid.height or target.width < grid.width
+        maps = F.interpolate(
+            to_maps(tokens, grid),
+            size=(target.height, target.width),
+            mode="bilinear",
+            align_corners=False,
+            antialias=shrinks,
+        )
+        tokens = to_tokens(maps, grid.frames)
+    if grid.frames != target.frames:
+        weights = _linear_weights(grid.frames, target.frames, tokens.device).to(tokens.dtype)
+        tokens = torch.einsum("st,btnd->bsnd", weights, tokens)
+    return tokens
+
+
+def _linear_weights(source: int, target: int, device: torch.device) -> Tensor:
+    """`(target, source)`: linear interpolation over frames, triangle-filtered where frames become fewer."""
+    scale = source / target
+    index = torch.arange(source, device=device)
+    centres = (torch.arange(target, device=device, dtype=torch.float64) + 0.5) * scale - 0.5
+    distance = (centres.clamp(0, source - 1)[:, None] - index[None, :]).abs()
+    weights = (1 - distance / max(scale, 1.0)).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def teacher_input_size(
+    height: int,
+    width: int,
+    *,
+    patch: int,
+    image_size: int | str,
+    student_grid: TokenGrid | None = None,
+    scale: int = 1,
+    native_size: int = 518,
+) -> tuple[int, int]:
+    """Height and width in pixels at which the teacher sees a sample of `height` × `width` pixels.
+
+    Both are multiples of `patch`, and the aspect ratio is kept as closely as that allows.
+
+    Args:
+        image_size: side in pixels of the square with the same area; "auto" gives the teacher `scale` times the rows
+            and columns of `student_grid`, so that no token is interpolated (REPA's rule, arXiv 2410.06940), capped at
+            the area of `native_size` squared.
+    """
+    if image_size == "auto":
+        if student_grid is None:
+            raise ValueError("encoder_image_size 'auto' needs the student's token grid; give a size in pixels.")
+        rows, columns = student_grid.height * scale, student_grid.width * scale
+        if rows * columns * patch * patch <= native_size * native_size:
+            return rows * patch, columns * patch
+        side, aspect = float(native_size), rows / columns
+    elif isinstance(image_size, int):
+        side, aspect = float(image_size), height / width
+    else:
+        raise ValueError(f"encoder_image_size is {image_size!r}; it must be a whole number of pixels or 'auto'.")
+    root = math.sqrt(aspect)
+    return _round_to(side * root, patch), _round_to(side / root, patch)
+
+
+def _round_to(side: float, multiple: int) -> int:
+    return max(multiple, round(side / multiple) * multiple)
+
+
+def pixel_frames_of_latents(latent_frames: int, ratio: int) -> list[int]:
+    """The pixel frame that the teacher sees for each latent frame of a causal video VAE.
+
+    Latent frame 0 is pixel frame 0; latent frame k ≥ 1 covers pixel frames `ratio·(k-1)+1 … ratio·k`, of which the
+    last is taken.
+    """
+    return [ratio * k for k in range(latent_frames)]
