@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from simpletuner.configuration import Config
     from simpletuner.configuration.fields import OptionInfo
     from simpletuner.configuration.problems import Problem
 
@@ -40,15 +41,30 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 def check(arguments: argparse.Namespace, options: list[str]) -> int:
     """Say all that is wrong with a configuration, without loading weights."""
+    if _valid_config(arguments, options) is None:
+        return CONFIGURATION_ERROR
+    print("The configuration is valid.")
+    return 0
+
+
+def train(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Train a model as the configuration says; `accelerate launch` starts it on several devices."""
+    config = _valid_config(arguments, options)
+    if config is None:
+        return CONFIGURATION_ERROR
+    from simpletuner.helpers.training.run import run_training
+
+    return run_training(config)
+
+
+def _valid_config(arguments: argparse.Namespace, options: list[str]) -> Config | None:
+    """The configuration if it is valid; its problems are printed."""
     from simpletuner.configuration import check_config_file
     from simpletuner.helpers.models.registry import FAMILIES
 
     config, problems = check_config_file(arguments.config, options, FAMILIES)
     print_problems(problems)
-    if config is None:
-        return CONFIGURATION_ERROR
-    print("The configuration is valid.")
-    return 0
+    return config
 
 
 def list_options(arguments: argparse.Namespace, options: list[str]) -> int:
@@ -68,6 +84,7 @@ def _add_json_argument(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
+    "train": Command("train a model", train, add_config_argument, takes_options=True),
     "check": Command("check a configuration without loading weights", check, add_config_argument, takes_options=True),
     "options": Command("list every option of the configuration", list_options, _add_json_argument),
 }

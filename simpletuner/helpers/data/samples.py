@@ -1,0 +1,53 @@
+"""One trainable image or clip, and its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from simpletuner.helpers.data.buckets import Bucket, Placement, place
+from simpletuner.helpers.data.errors import DatasetError, MediaError
+from simpletuner.helpers.data.media import load_pixels
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One file of a data set, measured and put into a bucket.
+
+    ``id`` is unique (entry and path within its folder); ``digest`` is the hash of the file's content; ``width`` and
+    ``height`` are the upright source's pixels. ``bucket.frames`` is the clip's length (1 for images), made of every
+    ``frame_stride``-th frame of the file, and ``latent_frames`` what the VAE makes of it. ``repeats`` is how many
+    more times than once the sample is seen in an epoch.
+    """
+
+    id: str
+    entry_id: str
+    path: Path
+    digest: str
+    caption: str
+    width: int
+    height: int
+    bucket: Bucket
+    latent_frames: int
+    latent_folder: Path
+    frame_stride: int = 1
+    crop: bool = True
+    repeats: int = 0
+
+    @property
+    def placement(self) -> Placement:
+        """The part of the source that fills the bucket."""
+        return place(self.width, self.height, self.bucket, crop=self.crop)
+
+    def pixels(self, frames: Sequence[int] | None = None) -> Tensor:
+        """``(T, 3, H, W)`` in [0, 1]: the VAE and the teacher both see exactly this.
+
+        Raises ``DatasetError`` where the file broke since it was scanned.
+        """
+        try:
+            return load_pixels(self.path, self.bucket, self.placement, stride=self.frame_stride, frames=frames)
+        except MediaError as error:
+            raise DatasetError(f"{error}. It could be read when it was scanned; mend or remove it.") from error

@@ -1,0 +1,191 @@
+"""Finds the samples of a data set: files, measures, captions and buckets, in an order that never varies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from simpletuner.configuration.config import Config
+from simpletuner.configuration.dataset import DatasetEntry
+from simpletuner.configuration.family import Family
+from simpletuner.configuration.paths import local_path
+from simpletuner.helpers.data.buckets import Bucket, area_side, bucket_size, clip_length
+from simpletuner.helpers.data.captions import caption_source, captioner
+from simpletuner.helpers.data.errors import DatasetError, MediaError
+from simpletuner.helpers.data.measures import Measure, measure_files
+from simpletuner.helpers.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from simpletuner.helpers.data.samples import Sample
+
+logger = logging.getLogger(__name__)
+
+_NAMES_SHOWN = 10
+
+
+def find_samples(
+    entries: Sequence[DatasetEntry], config: Config, family: Family, accelerator: Accelerator | None = None
+) -> list[Sample]:
+    """All usable samples of all entries, sorted by entry and path.
+
+    Unreadable and truncated files, and clips that are too short, are left out with a warning that names and counts
+    them. With an ``accelerator`` the main process measures the files first and the others read what it found.
+
+    Raises:
+        DatasetError: a folder is missing, holds no usable sample or no caption, or a resolution is too small.
+    """
+    samples: list[Sample] = []
+    with nullcontext() if accelerator is None else accelerator.main_process_first():
+        for entry in entries:
+            scan = _EntryScan(entry, config, family)
+            scan.run()
+            if accelerator is None or accelerator.is_main_process:
+                scan.warn()
+            samples += scan.samples
+    return samples
+
+
+@dataclass
+class _EntryScan:
+    """One data set: its samples, and what was wrong with its other files."""
+
+    entry: DatasetEntry
+    config: Config
+    family: Family
+    samples: list[Sample] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    no_caption: list[str] = field(default_factory=list)
+    empty_caption: list[str] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Fills the lists. Raises ``DatasetError`` where nothing can be trained on."""
+        side = self._target_side()
+        paths = self._files()
+        caption_of = captioner(self.entry, self._folder)
+        index = local_path(self.config.cache_dir) / "files.jsonl"
+        for path, found in measure_files(paths, self._file_frames, index, workers=self.config.max_workers):
+            try:
+                if isinstance(found, MediaError):
+                    raise found
+                bucket = self._bucket(path, found, side)
+                caption = caption_of(path)
+            except MediaError as error:
+                self.skipped.append(str(error))
+            else:
+                self._add(path, found, bucket, caption)
+        self._require_something()
+
+    def warn(self) -> None:
+        """Logs one line for each kind of fault."""
+        total = len(self.samples) + len(self.skipped)
+        kinds = (
+            (f"skipped {len(self.skipped)} of {total} files", self.skipped),
+            (f"{len(self.no_caption)} captions are missing and count as the empty prompt", self.no_caption),
+            (f"{len(self.empty_caption)} captions are empty and count as the empty prompt", self.empty_caption),
+        )
+        for fault, names in kinds:
+            if names:
+                logger.warning(f"{self.entry.id}: {fault}: {_shorten(names)}")
+
+    @property
+    def _folder(self) -> Path:
+        return local_path(self.entry.instance_data_dir)
+
+    @property
+    def _is_video(self) -> bool:
+        return self.entry.dataset_type == "video"
+
+    @property
+    def _file_frames(self) -> int:
+        """How many frames of a file a clip of full length spans."""
+        video = self.entry.video
+        return 1 + (video.num_frames - 1) * video.frame_stride if self._is_video else 1
+
+    def _files(self) -> list[Path]:
+        where = f"instance_data_dir of {self.entry.id!r}"
+        if not self._folder.is_dir():
+            raise DatasetError(f"{where}: there is no folder {self._folder}. Make it or set another.")
+        suffixes = VIDEO_SUFFIXES if self._is_video else IMAGE_SUFFIXES
+        inside = [path.relative_to(self._folder) for path in self._folder.rglob("*")]
+        media = [path for path in inside if path.suffix.lower() in suffixes]
+        visible = [path for path in media if not any(part.startswith(".") for part in path.parts)]
+        if not visible:
+            kinds = ", ".join(sorted(suffixes))
+            raise DatasetError(
+                f"{where}: {self._folder} holds no {self.entry.dataset_type} ({kinds}). Put files there or set another."
+            )
+        return [self._folder / path for path in sorted(visible, key=Path.as_posix)]
+
+    def _target_side(self) -> float:
+        entry, config = self.entry, self.config
+        if entry.resolution is None:
+            side = float(config.resolution)
+        else:
+            side = area_side(entry.resolution) if entry.resolution_type == "area" else entry.resolution
+        if side < config.aspect_bucket_alignment:
+            raise DatasetError(
+                f"resolution of {entry.id!r}: {side:g} pixels are less than aspect_bucket_alignment "
+                f"({config.aspect_bucket_alignment}). Raise the one or lower the other."
+            )
+        return side
+
+    def _bucket(self, path: Path, found: Measure, side: float) -> Bucket:
+        square = self.entry.crop and self.entry.crop_aspect == "square"
+        alignment = self.config.aspect_bucket_alignment
+        width, height = bucket_size(found.width, found.height, side, alignment, square=square)
+        return Bucket(width, height, self._clip_length(path, found.frames) if self._is_video else 1)
+
+    def _clip_length(self, path: Path, frames_in_file: int) -> int:
+        video, ratio = self.entry.video, self.family.frame_ratio
+        available = 1 + (frames_in_file - 1) // video.frame_stride
+        length = clip_length(available, video.num_frames, ratio)
+        # Without min_frames clips have full length, which is less than num_frames if the VAE can't encode so many.
+        full = clip_length(video.num_frames, video.num_frames, ratio)
+        shortest = full if video.min_frames is None else video.min_frames
+        if length < shortest:
+            raise MediaError(path, f"gives {length} frames at frame_stride {video.frame_stride}, {shortest} are needed")
+        return length
+
+    def _add(self, path: Path, found: Measure, bucket: Bucket, caption: str | None) -> None:
+        if not caption:
+            faults = self.no_caption if caption is None else self.empty_caption
+            faults.append(str(caption_source(self.entry, path)))
+        entry = self.entry
+        own = entry.cache_dir_vae
+        sample = Sample(
+            id=f"{entry.id}/{path.relative_to(self._folder).as_posix()}",
+            entry_id=entry.id,
+            path=path,
+            digest=found.digest,
+            caption="" if caption is None else caption,
+            width=found.width,
+            height=found.height,
+            bucket=bucket,
+            latent_frames=1 + (bucket.frames - 1) // self.family.frame_ratio,
+            latent_folder=local_path(self.config.cache_dir) / "vae" if own is None else local_path(own),
+            frame_stride=entry.video.frame_stride if self._is_video else 1,
+            crop=entry.crop,
+            repeats=entry.repeats,
+        )
+        self.samples.append(sample)
+
+    def _require_something(self) -> None:
+        entry = self.entry
+        if not self.samples:
+            raise DatasetError(
+                f"instance_data_dir of {entry.id!r}: none of the {len(self.skipped)} files in {self._folder} is "
+                f"usable: {_shorten(self.skipped)}. Mend them or set 'disabled' to true."
+            )
+        if len(self.no_caption) == len(self.samples):
+            raise DatasetError(
+                f"caption_strategy {entry.caption_strategy!r} of {entry.id!r} finds no caption: "
+                f"{_shorten(self.no_caption)}. Write captions or choose another caption_strategy."
+            )
+
+
+def _shorten(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMES_SHOWN
+    return "; ".join(names[:_NAMES_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,0 +1,39 @@
+"""From a model's scheduler to what trains it and what samples from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+from simpletuner.helpers.training.objectives import DiscreteDiffusion, FlowMatching, Objective, PredictionType
+
+Facts = dict[str, Any]
+
+
+def scheduler_prediction_type(facts: Facts) -> PredictionType:
+    """What a model was made to predict, by the JSON configuration of its scheduler."""
+    stated = facts.get("prediction_type", "epsilon")
+    is_flow = facts["_class_name"].startswith("FlowMatch") or stated == "flow_prediction"
+    return "flow_matching" if is_flow else stated
+
+
+def make_objective(
+    prediction_type: PredictionType, facts: Facts, shift: float | None, snr_gamma: float | None
+) -> Objective:
+    """The objective for `prediction_type` with the schedule of the model's scheduler; `shift` None takes its shift."""
+    if prediction_type != "flow_matching":
+        return DiscreteDiffusion(DDPMScheduler.from_config(facts, prediction_type=prediction_type), snr_gamma)
+    if shift is None:
+        shift = next((facts[name] for name in ("shift", "flow_shift") if name in facts), 1.0)
+    return FlowMatching(shift, num_train_timesteps=facts["num_train_timesteps"])
+
+
+def sampling_scheduler(prediction_type: PredictionType, facts: Facts) -> Any:
+    """The model's own scheduler; where the model was trained to predict something else, the plain one for that."""
+    if scheduler_prediction_type(facts) == prediction_type:
+        return getattr(diffusers, facts["_class_name"]).from_config(facts)
+    if prediction_type == "flow_matching":
+        return FlowMatchEulerDiscreteScheduler()
+    return DDIMScheduler.from_config(facts, prediction_type=prediction_type)

@@ -1,0 +1,294 @@
+"""The part of a model foundation that taps hidden states and adds the alignment losses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from simpletuner.configuration.family import Family
+from simpletuner.helpers.models.registry import FAMILIES, default_tap
+from simpletuner.helpers.training.alignment.geometry import TokenGrid, split_frames
+from simpletuner.helpers.training.crepa import CrepaMode, CrepaRegularizer, UrepaRegularizer
+from simpletuner.helpers.training.layersync import LayerSyncRegularizer
+from simpletuner.helpers.utils.hidden_state_buffer import (
+    HiddenStateBuffer,
+    TransformerBlockCapture,
+    UNetMidBlockCapture,
+    layer_key,
+)
+
+if TYPE_CHECKING:
+    from simpletuner.configuration import Config
+
+Batch = dict[str, Any]
+
+
+class ModelTypes(Enum):
+    """The kind of backbone; it decides between CREPA/REPA and U-REPA."""
+
+    TRANSFORMER = "transformer"
+    UNET = "unet"
+
+
+class TappedModel(ABC):
+    """A model with its regularizers and the one capture that serves them all."""
+
+    NAME: ClassVar[str]
+    MODEL_TYPE: ClassVar[ModelTypes] = ModelTypes.TRANSFORMER
+    BLOCK_CONTAINERS: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
+
+    model: nn.Module
+
+    def __init__(self, config: Config, accelerator: Accelerator) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.family: Family = FAMILIES[self.NAME]
+        self.crepa_regularizer: CrepaRegularizer | None = None
+        self.urepa_regularizer: UrepaRegularizer | None = None
+        self.layersync_regularizer: LayerSyncRegularizer | None = None
+        self.buffer = HiddenStateBuffer()
+        self._tiny_autoencoder: Any = None
+        self._capture: TransformerBlockCapture | UNetMidBlockCapture | None = None
+
+    @property
+    def crepa_mode(self) -> CrepaMode:
+        return CrepaMode(self.family.media)
+
+    @property
+    def alignment(self) -> CrepaRegularizer | UrepaRegularizer | None:
+        """The regularizer with an encoder, if there is one: CREPA/REPA or U-REPA, never both."""
+        return self.crepa_regularizer or self.urepa_regularizer
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's blocks in the order in which they run; a tap is an index into them."""
+        model = self.unwrap_model()
+        return [block for container in self.BLOCK_CONTAINERS for block in getattr(model, container)]
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the captured hidden states."""
+        facts = self.unwrap_model().config
+        if self.MODEL_TYPE is ModelTypes.UNET:
+            return facts.block_out_channels[-1]
+        return facts.num_attention_heads * facts.attention_head_dim
+
+    @cached_property
+    def tap(self) -> int:
+        """The block that CREPA/REPA aligns: `crepa_block_index`, or the family's default for this depth."""
+        index = self.config.crepa.block_index
+        return default_tap(self.family, len(self.blocks)) if index is None else index
+
+    def unwrap_model(self) -> Any:
+        """The diffusers model without what accelerate or torch.compile put around it."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @abstractmethod
+    def forward(self, prepared_batch: Batch) -> Tensor:
+        """The model's prediction, shaped like the latents."""
+
+    @abstractmethod
+    def decode_latents(self, latents: Tensor, *, vae: Any = None) -> Tensor:
+        """Normalised latents to pixels `(B, T, 3, H, W)`."""
+
+    @abstractmethod
+    def frame_indices(self, latent_frames: int) -> list[int]:
+        """The pixel frames that the teacher sees."""
+
+    @abstractmethod
+    def load_tiny_autoencoder(self) -> Any:
+        """The tiny autoencoder that fits the family's latents; ValueError if there is none."""
+
+    def select_tokens(self, raw_output: Any, block_index: int) -> Tensor:
+        """Image or video tokens `(B, S, D)`, row-major in (frames, rows, columns), from what a block returned."""
+        return raw_output
+
+    def student_grid(self, latents: Tensor) -> TokenGrid:
+        """The grid of a transformer's tokens for latents `(B, C, H, W)` or `(B, C, T, H, W)`."""
+        patch = self.unwrap_model().config.patch_size
+        frame_patch, row_patch, column_patch = patch if isinstance(patch, list | tuple) else (1, patch, patch)
+        frames = latents.shape[2] // frame_patch if latents.ndim == 5 else 1
+        return TokenGrid(frames, latents.shape[-2] // row_patch, latents.shape[-1] // column_patch)
+
+    def _init_regularizers(self, max_train_steps: int) -> None:
+        """Decides which regularizers exist, and hooks the blocks they read. Call once, after LoRA was added."""
+        is_unet = self.MODEL_TYPE is ModelTypes.UNET
+        self._refuse_wrong_prefix()
+        layers: list[int | str] = []
+        if is_unet and self.config.urepa.enabled:
+            layers += self._init_urepa_regularizer(max_train_steps)
+        if not is_unet and self.config.crepa.enabled:
+            layers += self._init_crepa_regularizer(max_train_steps)
+        if self.config.layersync.enabled:
+            layers += self._init_layersync_regularizer()
+        self.buffer = HiddenStateBuffer(layers)
+        model = self.unwrap_model()
+        if is_unet:
+            self._capture = UNetMidBlockCapture(model, [str(layer) for layer in layers], self.buffer)
+        else:
+            self._capture = TransformerBlockCapture(model, self.blocks, self.select_tokens, self.buffer)
+
+    def _refuse_wrong_prefix(self) -> None:
+        right, wrong = ("urepa", "crepa") if self.MODEL_TYPE is ModelTypes.UNET else ("crepa", "urepa")
+        if getattr(self.config, wrong).enabled:
+            raise ValueError(
+                f"{wrong}_enabled is true, but {self.NAME} is a {self.MODEL_TYPE.value}: use {right}_enabled and the "
+                f"other {right}_* options."
+            )
+
+    def _init_crepa_regularizer(self, max_train_steps: int) -> list[int]:
+        """Makes the CREPA/REPA regularizer and returns the blocks that it reads."""
+        options = self.config.crepa
+        layers = [self._checked_block("crepa_block_index", self.tap)]
+        if options.feature_source == "backbone":
+            layers.append(self._checked_block("crepa_teacher_block_index", options.teacher_block_index))
+        self.crepa_regularizer = CrepaRegularizer(
+            self.config, self.accelerator, self.hidden_size, model_foundation=self, max_train_steps=max_train_steps
+        )
+        self._set_up(self.crepa_regularizer)
+        return layers
+
+    def _init_urepa_regularizer(self, max_train_steps: int) -> list[str]:
+        """Makes the U-REPA regularizer and returns the UNet layers that it reads."""
+        self.urepa_regularizer = UrepaRegularizer(
+            self.config, self.accelerator, self.hidden_size, model_foundation=self, max_train_steps=max_train_steps
+        )
+        self._set_up(self.urepa_regularizer)
+        return list(self.config.urepa.align_layers)
+
+    def _init_layersync_regularizer(self) -> list[int]:
+        """Makes the LayerSync regularizer and returns the blocks that it reads."""
+        if self.MODEL_TYPE is ModelTypes.UNET:
+            raise ValueError(f"layersync_enabled is true, but {self.NAME} is a unet, which has no blocks of one size.")
+        options = self.config.layersync
+        self._checked_block("layersync_student_block", options.student_block)
+        self._checked_block("layersync_teacher_block", options.teacher_block)
+        self.layersync_regularizer = LayerSyncRegularizer(self.config)
+        return list(self.layersync_regularizer.layers)
+
+    def _set_up(self, regularizer: CrepaRegularizer | UrepaRegularizer) -> None:
+        if regularizer.options.use_tae:
+            self._tiny_autoencoder = self.load_tiny_autoencoder()
+        # The projector lives on in the regularizer alone: the trainer gives it its own parameter group and averages
+        # its gradients, so that DDP, FSDP, state dicts and exports never see it.
+        regularizer.attach_to_model(self.unwrap_model())
+        regularizer.detach_from_model()
+
+    def _checked_block(self, option: str, index: int | None) -> int:
+        depth = len(self.blocks)
+        if index is None:
+            raise ValueError(f"{option} is not set; give the index of a block, 0 to {depth - 1}.")
+        if index >= depth:
+            raise ValueError(f"{option} is {index}, but this {self.NAME} has {depth} blocks, 0 to {depth - 1}.")
+        return index
+
+    def wants_hidden_states(self) -> bool:
+        """Whether any regularizer needs hidden states in the next step."""
+        parts = (self.alignment, self.layersync_regularizer)
+        return any(part is not None and part.wants_hidden_states() for part in parts)
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether a teacher is to see the samples' real pixels, those of `frame_indices`, in the coming steps."""
+        if self.alignment is None or not self.alignment.wants_hidden_states():
+            return False
+        return self._teacher_block is None and not self.alignment.options.use_tae
+
+    @property
+    def _teacher_block(self) -> int | None:
+        """The block that is the teacher where `crepa_feature_source` is "backbone"."""
+        options = None if self.crepa_regularizer is None else self.crepa_regularizer.options
+        return None if options is None or options.feature_source != "backbone" else options.teacher_block_index
+
+    def model_predict(self, prepared_batch: Batch) -> Batch:
+        """Runs the model on what `prepare_batch` made.
+
+        Returns:
+            `model_prediction` shaped like the latents, `hidden_states_buffer`, and, while the alignment loss is on,
+            `crepa_hidden_states` `(B, S, D)` or `urepa_hidden_states` `(B, C, H, W)` (a dict of them by layer if
+            there are several) with the student's `token_grid`. Nothing is captured when no regularizer wants it.
+        """
+        output: Batch = {"hidden_states_buffer": self.buffer}
+        if self._capture is None or not self.wants_hidden_states():
+            self.buffer.clear()
+            return output | {"model_prediction": self.forward(prepared_batch)}
+        with self._capture:
+            output["model_prediction"] = self.forward(prepared_batch)
+        if self.crepa_regularizer is not None:
+            output["crepa_hidden_states"] = self.buffer[layer_key(self.tap)]
+            output["token_grid"] = self.student_grid(prepared_batch["latents"])
+        if self.urepa_regularizer is not None:
+            maps = {layer: self.buffer[layer_key(layer)] for layer in self.urepa_regularizer.options.align_layers}
+            first = next(iter(maps.values()))
+            output["urepa_hidden_states"] = first if len(maps) == 1 else maps
+            output["token_grid"] = TokenGrid(1, *first.shape[-2:])
+        return output
+
+    def auxiliary_loss(
+        self, model_output: Batch, prepared_batch: Batch, loss: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds CREPA or U-REPA first and LayerSync second to `loss`; always clears the buffer.
+
+        Returns:
+            The sum and the detached logs of the parts that were on.
+        """
+        logs: dict[str, Tensor] = {}
+        try:
+            for part, part_logs in (
+                self._alignment_loss(model_output, prepared_batch),
+                self._layersync_loss(model_output),
+            ):
+                loss = loss if part is None else loss + part
+                logs |= part_logs or {}
+        finally:
+            self.buffer.clear()
+        return loss, logs
+
+    def _alignment_loss(
+        self, model_output: Batch, prepared_batch: Batch
+    ) -> tuple[Tensor | None, dict[str, Tensor] | None]:
+        if self.alignment is None:
+            return None, None
+        hidden_states = model_output.get(f"{self.alignment.prefix}_hidden_states")
+        features = pixels = None
+        if hidden_states is not None:
+            features = self.teacher_features(model_output, prepared_batch)
+            pixels = self._teacher_pixels(prepared_batch) if features is None else None
+        tokens, feature_grid = (None, None) if features is None else features
+        return self.alignment.compute_loss(
+            hidden_states,
+            frame_features=tokens,
+            grid=model_output.get("token_grid"),
+            feature_grid=feature_grid,
+            pixels=pixels,
+            step=prepared_batch["step"],
+        )
+
+    def _layersync_loss(self, model_output: Batch) -> tuple[Tensor | None, dict[str, Tensor] | None]:
+        if self.layersync_regularizer is None:
+            return None, None
+        return self.layersync_regularizer.compute_loss(model_output["hidden_states_buffer"])
+
+    def teacher_features(self, model_output: Batch, prepared_batch: Batch) -> tuple[Tensor, TokenGrid] | None:
+        """Teacher tokens `(B, T, N, D)` that are already at hand, and their grid; None has the pixels encoded.
+
+        With `crepa_feature_source` "backbone" they are the detached tokens of `crepa_teacher_block_index`.
+        """
+        if self._teacher_block is None:
+            return None
+        tokens = model_output["hidden_states_buffer"][layer_key(self._teacher_block)]
+        grid = model_output["token_grid"]
+        return split_frames(tokens.detach(), grid), grid
+
+    def _teacher_pixels(self, prepared_batch: Batch) -> Tensor:
+        """The real pixels `(B, T, 3, H, W)` of the frames that the teacher sees, or else the decoded ones."""
+        if prepared_batch.get("pixels") is not None:
+            return prepared_batch["pixels"]
+        latents = prepared_batch["latents"]
+        frames = self.frame_indices(latents.shape[2] if latents.ndim == 5 else 1)
+        return self.decode_latents(latents, vae=self._tiny_autoencoder)[:, frames]

@@ -1,0 +1,154 @@
+"""What a run says about itself: `metrics.jsonl`, the trackers, and the progress bar.
+
+Loss values stay on the device during a step and are read a step later, so that logging never makes the device wait.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from simpletuner.helpers.utils.host_copy import HostCopy
+
+METRICS_FILE = "metrics.jsonl"
+# What the progress bar shows, where it is there, and how it calls it.
+SHOWN = {
+    "base_loss": "loss",
+    "crepa_loss": "crepa",
+    "crepa_similarity": "similarity",
+    "urepa_loss": "urepa",
+    "urepa_similarity": "similarity",
+    "layersync_loss": "layersync",
+    "learning_rate": "lr",
+}
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the message names the step and the parts."""
+
+
+class StepMetrics:
+    """Collects the device values of a step's micro-batches; gives their means over ranks, a step late.
+
+    Attributes:
+        stop_agreed: whether any rank had asked to stop in the step last read; all ranks see the same.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.stop_agreed = False
+        self._accelerator = accelerator
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
+        self._closed: tuple[int, list[str], HostCopy, dict[str, float]] | None = None
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Adds one micro-batch's scalars."""
+        for name, value in values.items():
+            self._values[name].append(value.detach().to(self._accelerator.device, torch.float32))
+
+    def close(self, step: int, host_values: dict[str, float], *, stop: bool = False) -> dict[str, float] | None:
+        """Ends `step` (counted from 1) and returns the step ended before it, as one row of numbers."""
+        ready = self.flush()
+        means = [torch.stack(values).mean() for values in self._values.values()]
+        vector = torch.stack([*means, torch.tensor(float(stop), device=self._accelerator.device)])
+        vector = self._accelerator.reduce(vector, reduction="mean")
+        self._closed = (step, list(self._values), HostCopy(vector), host_values)
+        self._values.clear()
+        return ready
+
+    def flush(self) -> dict[str, float] | None:
+        """The row of the last step that ended, if it hasn't been given out yet; waits for the device.
+
+        Raises:
+            NonFiniteLossError: its loss isn't finite.
+        """
+        if self._closed is None:
+            return None
+        step, names, copy, host_values = self._closed
+        self._closed = None
+        *means, stop = copy.read()
+        self.stop_agreed = stop > 0
+        row = {"step": float(step)} | dict(zip(names, means, strict=True)) | host_values
+        if not math.isfinite(row["loss"]):
+            parts = ", ".join(f"{name} {value:g}" for name, value in row.items() if name != "step")
+            raise NonFiniteLossError(
+                f"The loss is not finite at step {step}: {parts}. Nothing of it was saved. Lower learning_rate or the "
+                "weight of the part that is not finite, or set mixed_precision to 'bf16' or 'no'; then resume from the "
+                "last checkpoint."
+            )
+        return row
+
+
+class Report:
+    """Writes rows of metrics where they are read: a JSON-lines file, the trackers, the progress bar.
+
+    A context manager; silent on every process but the main one.
+    """
+
+    def __init__(self, accelerator: Accelerator, output_dir: Path, total_steps: int, *, live: bool = True) -> None:
+        self._accelerator = accelerator
+        self._path = output_dir / METRICS_FILE
+        self._total = total_steps
+        self._main = accelerator.is_main_process
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[parts]}"),
+        )
+        self._console = Console(stderr=True)
+        self._progress = Progress(*columns, console=self._console, disable=not (self._main and live))
+        self._task = self._progress.add_task("Training", total=total_steps, parts="")
+
+    def start(self, step: int) -> None:
+        """Begins at `step`: rows of later steps, which a resumed run trains again, are removed from the file."""
+        if self._main:
+            kept = [row for row in read_metrics(self._path) if row["step"] <= step] if step > 0 else []
+            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._progress.update(self._task, completed=step)
+
+    def log(self, row: dict[str, float] | None) -> None:
+        """Writes one step's row; None is passed over."""
+        if row is None or not self._main:
+            return
+        step = int(row["step"])
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row | {"step": step}) + "\n")
+        self._accelerator.log({name: value for name, value in row.items() if name != "step"}, step=step)
+        parts = "  ".join(f"{label} {row[name]:.4g}" for name, label in SHOWN.items() if name in row)
+        self._progress.update(self._task, completed=step, parts=parts)
+        if not self._console.is_terminal and (step == self._total or step % max(1, self._total // 20) == 0):
+            self._console.print(f"step {step}/{self._total}  {parts}", highlight=False)
+
+    def __enter__(self) -> Report:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, in order; a last line torn by a crash is left out."""
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows

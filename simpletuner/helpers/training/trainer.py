@@ -1,0 +1,382 @@
+"""The trainer: sets a run up, and one loop that reads from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from simpletuner.configuration import Config
+from simpletuner.configuration.dataset import load_dataset_config
+from simpletuner.helpers.data.build import build_caches, cache_progress
+from simpletuner.helpers.data.dataset import TrainingDataset, training_batches
+from simpletuner.helpers.data.records import Records
+from simpletuner.helpers.data.sampler import BucketBatchSampler
+from simpletuner.helpers.data.samples import Sample
+from simpletuner.helpers.data.scan import find_samples
+from simpletuner.helpers.models.registry import foundation_class
+from simpletuner.helpers.training.checkpoints import find_resumable, save_checkpoint
+from simpletuner.helpers.training.ema import averaged_weights, make_ema
+from simpletuner.helpers.training.optimization import (
+    average_gradients,
+    clip_gradients,
+    make_lr_scheduler,
+    make_optimizer,
+    without_group,
+)
+from simpletuner.helpers.training.reporting import Report, StepMetrics
+from simpletuner.helpers.training.validation import validate, validation_prompts
+
+WEIGHTS_FILE = "weights.safetensors"
+PROJECTOR_OPTIMIZER_FILE = "projector_optimizer.pt"
+STATISTICS_SAMPLES = 256  # samples over which a teacher without a normalisation of its own is standardised
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """accelerate, as configured; devices and processes come from `accelerate launch`."""
+    output_dir = Path(config.output_dir)
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
+    )
+
+
+class Trainer:
+    """One training run.
+
+    `setup` does everything up to the first step, `run` the steps. Between the two a caller may look at, or replace,
+    the parts: `foundation`, `samples`, `optimizer` and the rest.
+
+    Args:
+        config: the run's configuration; it is taken as checked.
+        live: whether the main process shows progress.
+    """
+
+    def __init__(self, config: Config, *, live: bool = True) -> None:
+        self.config = config
+        self.live = live
+        self.output_dir = Path(config.output_dir)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.accelerator = make_accelerator(config)
+        self.foundation = foundation_class(config.model_family)(config, self.accelerator)
+        self.step = 0
+        self.stop_requested = False
+        self._last_saved: int | None = None
+
+    # Setting up
+
+    def setup(self) -> None:
+        """Scans and caches the data, loads the model, makes what trains it, and resumes."""
+        set_seed(self.config.seed)
+        self._setup_data()
+        self._setup_model()
+        self._setup_optimization()
+        self._register_state()
+        self._resume()
+
+    def _setup_data(self) -> None:
+        config, accelerator, foundation = self.config, self.accelerator, self.foundation
+        entries, _ = load_dataset_config(Path(config.data_backend_config))
+        self.samples: list[Sample] = find_samples(entries, config, foundation.family, accelerator)
+        prompts = validation_prompts(config)
+        with cache_progress(enabled=self.live and accelerator.is_main_process) as progress:
+            build_caches(self.samples, foundation, config, progress, more_prompts=prompts)
+        self.sampler = BucketBatchSampler(
+            self.samples,
+            config.train_batch_size,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        records = Records(config, self.samples)
+        self.validation_text = [records.prompt(prompt).read() for prompt in prompts]
+        self.total_steps = self._count_steps()
+
+    def _count_steps(self) -> int:
+        """Optimizer steps of the run: the shorter of `max_train_steps` and `num_train_epochs` where both are set."""
+        config = self.config
+        epoch = len(self.sampler) / config.gradient_accumulation_steps
+        lengths = (config.max_train_steps, math.ceil(config.num_train_epochs * epoch))
+        return min(length for length in lengths if length > 0)
+
+    def _setup_model(self) -> None:
+        """Loads the model and its regularizers; the model's own parameters and the projector's are kept apart."""
+        foundation = self.foundation
+        set_seed(self.config.seed)  # the same weights whatever the data needed before
+        model = foundation.load_model(self.total_steps)
+        regularizer = foundation.alignment
+        self.parameters = foundation.trainable_parameters()
+        self.projector_parameters: list[nn.Parameter] = []
+        if regularizer is not None and regularizer.projector is not None:
+            self.projector_parameters = list(regularizer.projector.parameters())
+            if self.accelerator.distributed_type is DistributedType.DEEPSPEED:
+                raise ValueError(
+                    f"{regularizer.prefix}_enabled is true, but under DeepSpeed the projector isn't trained yet: use "
+                    "DDP or FSDP2 (accelerate config)."
+                )
+            if foundation.needs_pixels and regularizer.teacher.needs_statistics:
+                regularizer.teacher.standardise(self._statistics_batches())
+        # After the hooks of the capture, which a compiled model would not see later.
+        foundation.model = torch.compile(model) if self.config.compile_model else model
+
+    def _statistics_batches(self) -> Iterator[Tensor]:
+        """Pixels `(1, T, 3, H, W)` of samples spread evenly over the data; the same on every rank."""
+        stride = max(1, len(self.samples) // STATISTICS_SAMPLES)
+        for sample in self.samples[::stride][:STATISTICS_SAMPLES]:
+            yield sample.pixels(self.foundation.frame_indices(sample.latent_frames))[None]
+
+    def _setup_optimization(self) -> None:
+        config, accelerator = self.config, self.accelerator
+        optimizer = make_optimizer(config, self.parameters)
+        self.model, self.optimizer = accelerator.prepare(self.foundation.model, optimizer)
+        self.foundation.model = self.model
+        self.parameters = self.foundation.trainable_parameters()  # FSDP puts sharded ones in their place
+        if self.projector_parameters:
+            self.optimizer.add_param_group({"params": self.projector_parameters})
+        self.lr_scheduler = make_lr_scheduler(config, self.optimizer.optimizer, self.total_steps)
+        self.ema: EMAModel | None = make_ema(config, self.parameters)
+        set_seed(config.seed, device_specific=True)  # dropout differs between ranks, not between runs
+
+    def _register_state(self) -> None:
+        """Tells accelerate what a checkpoint holds besides optimizer and random states."""
+        accelerator = self.accelerator
+        accelerator.register_save_state_pre_hook(self._save_weights)
+        accelerator.register_load_state_pre_hook(self._load_weights)
+        for part in (self.lr_scheduler, self.sampler, self.ema, self.foundation.alignment):
+            if part is not None:
+                accelerator.register_for_checkpointing(part)
+
+    # Training
+
+    def run(self, on_step: Callable[[Trainer], None] | None = None) -> None:
+        """Trains to the end, or until SIGTERM or SIGINT; then saves a checkpoint and the trained model.
+
+        Args:
+            on_step: called after every optimizer step.
+
+        Raises:
+            NonFiniteLossError: the loss became NaN or infinite; checkpoints are untouched.
+        """
+        config, accelerator, foundation = self.config, self.accelerator, self.foundation
+        accelerator.init_trackers(
+            config.tracker_project_name,
+            init_kwargs={"wandb": {"name": config.tracker_run_name}} if config.tracker_run_name is not None else {},
+        )
+        batches, with_pixels = self._batches()
+        metrics = StepMetrics(accelerator)
+        micro_step, started = 0, time.perf_counter()
+        with (
+            Report(accelerator, self.output_dir, self.total_steps, live=self.live) as report,
+            self._stop_on_signals(),
+        ):
+            report.start(self.step)
+            while self.step < self.total_steps and not metrics.stop_agreed:
+                if with_pixels and not foundation.needs_pixels:  # the loss is off for good: the teacher sees no more
+                    batches.close()
+                    batches, with_pixels = self._batches()
+                with accelerator.accumulate(self.model):
+                    batch = foundation.prepare_batch(next(batches), step=self.step, rows=self._rows(micro_step))
+                    output = foundation.model_predict(batch)
+                    base_loss = foundation.loss(output, batch)
+                    loss, logs = foundation.auxiliary_loss(output, batch, base_loss)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        metrics.add(self._finish_gradients())
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+                metrics.add({"loss": loss, "base_loss": base_loss} | logs)
+                micro_step += 1
+                if not accelerator.sync_gradients:
+                    continue
+
+                learning_rate = self.lr_scheduler.get_last_lr()[0]
+                self.lr_scheduler.step()
+                if self.ema is not None and (self.step + 1) % config.ema_update_interval == 0:
+                    self.ema.step(self.parameters)
+                self.step += 1
+                micro_step = 0
+                now = time.perf_counter()
+                host_values = {"learning_rate": learning_rate, "step_seconds": now - started}
+                report.log(metrics.close(self.step, host_values, stop=self.stop_requested))
+                started = now
+                if on_step is not None:
+                    on_step(self)
+                if self._due(config.checkpoint_step_interval):
+                    report.log(metrics.flush())  # raises rather than save weights that a bad loss has spoilt
+                    self.save()
+                if self._due(config.validation_step_interval):
+                    self.validate()
+            report.log(metrics.flush())
+        self._finish()
+
+    def _batches(self) -> tuple[Generator[dict[str, Any]], bool]:
+        """Batches without end from where the sampler stands, with the real pixels only if a teacher needs them."""
+        foundation, with_pixels = self.foundation, self.foundation.needs_pixels
+        dataset = TrainingDataset(
+            self.samples, self.config, frame_indices=foundation.frame_indices if with_pixels else None
+        )
+        batches = training_batches(
+            dataset,
+            self.sampler,
+            foundation.collate_text,
+            max_workers=self.config.max_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        return batches, with_pixels
+
+    def _rows(self, micro_step: int) -> list[int]:
+        """The rows of this rank's samples in the step's global batch, on which their noise depends."""
+        batch_size, accelerator = self.config.train_batch_size, self.accelerator
+        first = (micro_step * accelerator.num_processes + accelerator.process_index) * batch_size
+        return list(range(first, first + batch_size))
+
+    def _finish_gradients(self) -> dict[str, Tensor]:
+        """Averages the projector's gradients over the ranks and clips; returns what to log."""
+        average_gradients(self.projector_parameters, self.accelerator)
+        norm = clip_gradients(self.accelerator, self.parameters, self.projector_parameters, self.config.max_grad_norm)
+        return {} if norm is None else {"grad_norm": norm}
+
+    def _due(self, interval: int) -> bool:
+        return interval > 0 and self.step % interval == 0 and self.step < self.total_steps
+
+    def _finish(self) -> None:
+        if self._last_saved != self.step:
+            self.save()
+        if self.step >= self.total_steps:
+            self.validate()
+            self.export(self.output_dir)
+        self.accelerator.end_training()
+
+    def validate(self) -> list[Path]:
+        """Draws the validation samples from the averaged weights if there are any; none without a prompt."""
+        if not self.validation_text:
+            return []
+        frames = max(sample.bucket.frames for sample in self.samples)
+        with averaged_weights(self.ema, self.parameters):
+            return validate(self.config, self.foundation, self.accelerator, self.validation_text, self.step, frames)
+
+    # Stopping
+
+    @contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the run after the current step, with a checkpoint; a second Ctrl-C ends it at once."""
+
+        def request(number: int, frame: FrameType | None) -> None:
+            self.stop_requested = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        previous = {}
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                previous[number] = signal.signal(number, request)
+        except ValueError:  # not in the main thread, where no signal arrives
+            pass
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    # State
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the run as it is now."""
+        folder = save_checkpoint(
+            self.accelerator,
+            self.output_dir,
+            {"step": self.step, "model_family": self.config.model_family, "model_type": self.config.model_type},
+            self._write_state,
+            self.config.checkpoints_total_limit,
+        )
+        self._last_saved = self.step
+        return folder
+
+    def _write_state(self, folder: Path) -> None:
+        is_sharded = self.accelerator.distributed_type is DistributedType.FSDP
+        with without_group(self.optimizer, self.projector_parameters if is_sharded else []) as projector_state:
+            self.accelerator.save_state(str(folder))
+        if is_sharded and self.accelerator.is_main_process:
+            torch.save(projector_state, folder / PROJECTOR_OPTIMIZER_FILE)
+        if self.config.model_type == "lora":
+            self.export(folder)
+
+    def export(self, folder: Path) -> Path | None:
+        """Writes the trained model, with the averaged weights if there are any, for diffusers (main process only)."""
+        with averaged_weights(self.ema, self.parameters):
+            state = None
+            if self.accelerator.distributed_type is DistributedType.FSDP:
+                state = self.accelerator.get_state_dict(self.model)
+            if not self.accelerator.is_main_process:
+                return None
+            if self.config.model_type == "lora":
+                return self.foundation.save_lora(folder, state)
+            return self.foundation.save_model(folder, state)
+
+    def _named_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.foundation.unwrap_model().named_parameters() if p.requires_grad}
+
+    def _save_weights(self, models: list[nn.Module], weights: list[dict[str, Any]], folder: str) -> None:
+        """Of the model, only what is trained; accelerate would write a frozen base model too."""
+        if not weights:
+            return  # sharded: accelerate has written it
+        weights.clear()
+        if self.accelerator.is_main_process:
+            state = {name: p.detach().cpu().contiguous() for name, p in self._named_parameters().items()}
+            save_file(state, Path(folder) / WEIGHTS_FILE)
+
+    def _load_weights(self, models: list[nn.Module], folder: str) -> None:
+        if not models:
+            return
+        models.clear()
+        state, parameters = load_file(Path(folder) / WEIGHTS_FILE), self._named_parameters()
+        if state.keys() != parameters.keys():
+            different = sorted(state.keys() ^ parameters.keys())[:3]
+            raise ValueError(
+                f"The checkpoint {folder} was trained with other weights than this configuration trains (such as "
+                f"{', '.join(different)}). Resume with the same model_type and lora options, or use another output_dir."
+            )
+        for name, parameter in parameters.items():
+            if state[name].shape != parameter.shape:
+                raise ValueError(
+                    f"The checkpoint {folder} has {name} of shape {tuple(state[name].shape)}, this configuration "
+                    f"{tuple(parameter.shape)}. Resume with the same lora_rank and model, or use another output_dir."
+                )
+            parameter.data.copy_(state[name])
+
+    def _resume(self) -> None:
+        found = find_resumable(self.config.resume_from_checkpoint, self.output_dir)
+        if found is None:
+            return
+        folder, state = found
+        is_sharded = self.accelerator.distributed_type is DistributedType.FSDP
+        with without_group(self.optimizer, self.projector_parameters if is_sharded else []):
+            self.accelerator.load_state(str(folder))
+        if is_sharded and self.projector_parameters:
+            saved = torch.load(folder / PROJECTOR_OPTIMIZER_FILE, weights_only=True)
+            for index, entry in saved.items():
+                self.optimizer.optimizer.state[self.projector_parameters[int(index)]] = entry
+        if self.ema is not None:
+            self.ema.to(self.accelerator.device)
+        self.step = self._last_saved = state["step"]
+
+
+def train(config: Config, *, live: bool = True) -> Trainer:
+    """Sets a run up and runs it to its end."""
+    trainer = Trainer(config, live=live)
+    trainer.setup()
+    trainer.run()
+    return trainer

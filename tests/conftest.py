@@ -1,0 +1,60 @@
+"""Fixtures that several rooms use: tiny model folders and the foundations made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from simpletuner.configuration import Config
+from simpletuner.helpers.models.common import ModelFoundation
+from simpletuner.helpers.models.registry import foundation_class
+from tests import tiny_models
+
+MakeFoundation = Callable[..., ModelFoundation]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """The machine's cores belong to the test workers, and sums don't depend on how threads share them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_folder("sd3")`: a model folder with random weights, made once a session; don't write into it."""
+    root = tmp_path_factory.mktemp("models")
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = tiny_models.tiny_folder(family, root)
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny DINOv2 with random weights: a value for `crepa_encoder` and `urepa_model`."""
+    return tiny_models.tiny_teacher(tmp_path_factory.mktemp("teachers"))
+
+
+@pytest.fixture(scope="session")
+def make_foundation(tiny_folder: Callable[[str], Path]) -> MakeFoundation:
+    """`make_foundation("sd3", crepa_enabled=True)`: a foundation on the CPU, in fp32, nothing loaded yet."""
+
+    def make(folder: str, **options: Any) -> ModelFoundation:
+        family = folder.partition("_")[0]  # dit_pixels is a folder of the family dit
+        settings = {"model_type": "full", "mixed_precision": "no", "lora_rank": 4} | options
+        config = Config(model_family=family, pretrained_model_name_or_path=str(tiny_folder(folder)), **settings)
+        return foundation_class(family)(config, Accelerator(cpu=True))
+
+    return make

@@ -1,0 +1,61 @@
+"""Where captions come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpletuner.helpers.data.captions import captioner, read_metadata
+from simpletuner.helpers.data.errors import DatasetError, MediaError
+from tests.helpers.data.files import make_entry
+
+
+def caption(folder: Path, name: str, **changes: Any) -> str | None:
+    return captioner(make_entry(folder, **changes), folder)(folder / name)
+
+
+def test_text_file_beside_the_image(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\ufeff a café\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text(" \n")
+    assert caption(tmp_path, "a.png") == "a café"
+    assert caption(tmp_path, "b.png") == ""
+    assert caption(tmp_path, "c.png") is None
+
+
+def test_text_file_in_another_encoding_is_that_files_fault(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(MediaError, match=r"a\.txt"):
+        caption(tmp_path, "a.png")
+
+
+def test_file_name_and_folder_name(tmp_path: Path) -> None:
+    assert caption(tmp_path, "a_red_car.png", caption_strategy="filename") == "a red car"
+    assert caption(tmp_path, "maine_coon/1.png", caption_strategy="folder") == "maine coon"
+
+
+def test_one_prompt(tmp_path: Path) -> None:
+    assert caption(tmp_path, "a.png", caption_strategy="instanceprompt", instance_prompt="a sks dog") == "a sks dog"
+
+
+def test_metadata_lines(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.png", "text": "one"}, {"file_name": "sub/b.png", "caption": " two "}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    assert caption(tmp_path, "a.png", caption_strategy="metadata") == "one"
+    assert caption(tmp_path, "sub/b.png", caption_strategy="metadata") == "two"
+    assert caption(tmp_path, "c.png", caption_strategy="metadata") is None
+
+
+@pytest.mark.parametrize("line", ["{", '"text"', '{"text": "no name"}', '{"file_name": "a.png", "text": 1}'])
+def test_broken_metadata_names_the_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metadata.jsonl"
+    path.write_text('{"file_name": "a.png", "text": "one"}\n' + line)
+    with pytest.raises(DatasetError, match=r"metadata\.jsonl, line 2"):
+        read_metadata(path)
+
+
+def test_missing_metadata_names_the_option(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="metadata_file"):
+        caption(tmp_path, "a.png", caption_strategy="metadata")
