@@ -52,8 +52,9 @@ def build_caches(
 ) -> None:
     """Makes what is missing or damaged of the samples' latents and prompts (and the empty prompt, for dropout).
 
-    ``more_prompts`` are encoded too, for whoever reads them with ``Records.prompt``: the validation's. Every process makes its slice and waits for the others. Records are written batch by batch, so a killed run loses
-    at most the batch in flight.
+    ``more_prompts`` are encoded too, for whoever reads them with ``Records.prompt``: the validation's. Every process
+    makes its slice and waits for the others. Records are written batch by batch, so a killed run loses at most the
+    batch in flight.
 
     Raises:
         DatasetError: a file became unreadable since the scan, the VAE gave non-finite latents, or the disk refuses.

@@ -23,6 +23,7 @@ from simpletuner.helpers.models import autoencoder, loading, lora, noising
 from simpletuner.helpers.models.sampling import SampleSettings, to_images
 from simpletuner.helpers.models.taps import Batch, ModelTypes, TappedModel
 from simpletuner.helpers.training.alignment.geometry import pixel_frames_of_latents
+from simpletuner.helpers.training.alignment.pixels import decode_latents
 from simpletuner.helpers.training.objectives import Objective, PredictionType
 
 __all__ = ["Batch", "ImageModelFoundation", "ModelFoundation", "ModelTypes", "TextEmbeds", "VideoModelFoundation"]
@@ -150,6 +151,9 @@ class ModelFoundation(TappedModel):
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Pixels `(B, T, 3, H, W)` in [0, 1] to normalised latents, fp32; deterministic (the posterior's mode)."""
+
+    def decode_latents(self, latents: Tensor, *, vae: Any = None) -> Tensor:
+        return decode_latents(latents, self.load_vae() if vae is None else vae)
 
     # Step
 
@@ -307,9 +311,6 @@ class ImageModelFoundation(ModelFoundation):
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         return autoencoder.encode(self.load_vae(), pixels[:, 0])
 
-    def decode_latents(self, latents: Tensor, *, vae: Any = None) -> Tensor:
-        return autoencoder.decode(self.load_vae() if vae is None else vae, latents)[:, None]
-
     def frame_indices(self, latent_frames: int) -> list[int]:
         return [0]
 
@@ -319,9 +320,6 @@ class VideoModelFoundation(ModelFoundation):
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         return autoencoder.encode(self.load_vae(), pixels.transpose(1, 2))
-
-    def decode_latents(self, latents: Tensor, *, vae: Any = None) -> Tensor:
-        return autoencoder.decode(self.load_vae() if vae is None else vae, latents).transpose(1, 2)
 
     def frame_indices(self, latent_frames: int) -> list[int]:
         return pixel_frames_of_latents(latent_frames, self.family.frame_ratio)

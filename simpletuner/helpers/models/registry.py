@@ -81,6 +81,15 @@ def foundation_class(name: str) -> type[ModelFoundation]:
     return getattr(import_module(module), attribute)
 
 
+def family_of_class(model_class: str) -> Family:
+    """The first row whose diffusers model is `model_class`; ValueError if no family has it."""
+    for family in _ROWS:
+        if family.model_class == model_class:
+            return family
+    known = ", ".join(sorted({family.model_class for family in _ROWS}))
+    raise ValueError(f"No family is known for the model class {model_class!r}; known classes: {known}.")
+
+
 def default_tap(family: Family, depth: int) -> int:
     """The block that is aligned where `crepa_block_index` is not set.
 

@@ -36,6 +36,7 @@ class Sd3Foundation(ImageModelFoundation):
             return_dict=False,
         )[0]
 
-    def select_tokens(self, raw_output: Any, block_index: int) -> Tensor:
+    @staticmethod
+    def select_tokens(raw_output: Any, block_index: int) -> Tensor:
         # (text, image); after the last block the text is None.
         return raw_output[1]

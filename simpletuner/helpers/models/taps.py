@@ -104,7 +104,8 @@ class TappedModel(ABC):
     def load_tiny_autoencoder(self) -> Any:
         """The tiny autoencoder that fits the family's latents; ValueError if there is none."""
 
-    def select_tokens(self, raw_output: Any, block_index: int) -> Tensor:
+    @staticmethod
+    def select_tokens(raw_output: Any, block_index: int) -> Tensor:
         """Image or video tokens `(B, S, D)`, row-major in (frames, rows, columns), from what a block returned."""
         return raw_output
 
@@ -239,28 +240,31 @@ class TappedModel(ABC):
         """
         logs: dict[str, Tensor] = {}
         try:
-            for part, part_logs in (
-                self._alignment_loss(model_output, prepared_batch),
-                self._layersync_loss(model_output),
-            ):
+            if self.alignment is not None:
+                loss, logs = self._add_alignment(self.alignment, model_output, prepared_batch, loss)
+            if self.layersync_regularizer is not None:
+                part, part_logs = self.layersync_regularizer.compute_loss(model_output["hidden_states_buffer"])
                 loss = loss if part is None else loss + part
                 logs |= part_logs or {}
         finally:
             self.buffer.clear()
         return loss, logs
 
-    def _alignment_loss(
-        self, model_output: Batch, prepared_batch: Batch
-    ) -> tuple[Tensor | None, dict[str, Tensor] | None]:
-        if self.alignment is None:
-            return None, None
-        hidden_states = model_output.get(f"{self.alignment.prefix}_hidden_states")
+    def _add_alignment(
+        self,
+        regularizer: CrepaRegularizer | UrepaRegularizer,
+        model_output: Batch,
+        prepared_batch: Batch,
+        loss: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden_states = model_output.get(f"{regularizer.prefix}_hidden_states")
         features = pixels = None
         if hidden_states is not None:
             features = self.teacher_features(model_output, prepared_batch)
             pixels = self._teacher_pixels(prepared_batch) if features is None else None
         tokens, feature_grid = (None, None) if features is None else features
-        return self.alignment.compute_loss(
+        return regularizer.add_loss(
+            loss,
             hidden_states,
             frame_features=tokens,
             grid=model_output.get("token_grid"),
@@ -268,11 +272,6 @@ class TappedModel(ABC):
             pixels=pixels,
             step=prepared_batch["step"],
         )
-
-    def _layersync_loss(self, model_output: Batch) -> tuple[Tensor | None, dict[str, Tensor] | None]:
-        if self.layersync_regularizer is None:
-            return None, None
-        return self.layersync_regularizer.compute_loss(model_output["hidden_states_buffer"])
 
     def teacher_features(self, model_output: Batch, prepared_batch: Batch) -> tuple[Tensor, TokenGrid] | None:
         """Teacher tokens `(B, T, N, D)` that are already at hand, and their grid; None has the pixels encoded.

@@ -204,6 +204,17 @@ class AlignmentRegularizer(Generic[Options]):
         logs = {f"{self.prefix}_{name}": value for name, value in logs.items()}
         return (self._idle() if measure_only else loss), logs
 
+    def add_loss(
+        self, loss: Tensor, hidden_states: Tensor | Mapping[str, Tensor] | None, **inputs: Any
+    ) -> tuple[Tensor, Logs]:
+        """`compute_loss` added to `loss`, which stays as it is when the alignment is off; and the logs.
+
+        Args:
+            inputs: the other arguments of `compute_loss`, by name.
+        """
+        part, logs = self.compute_loss(hidden_states, **inputs)
+        return (loss if part is None else loss + part), ({} if logs is None else logs)
+
     def _advance(self, step: int) -> None:
         """Closes the last step when a new one begins; its similarity is acted on one step later."""
         if step == self._step:

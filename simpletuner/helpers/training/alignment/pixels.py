@@ -1,28 +1,38 @@
-"""From latents back to pixels, for a teacher that has neither cached features nor the real pixels."""
+"""From latents back to pixels, with the autoencoders of diffusers."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 def decode_latents(latents: Tensor, vae: Any) -> Tensor:
-    """Decodes normalised latents `(B, C, H, W)` or `(B, C, T, H, W)` with a diffusers VAE to pixels in [0, 1].
-
-    Undoes `scaling_factor` and `shift_factor`, or `latents_mean` and `latents_std`, of the VAE's configuration.
+    """Decodes normalised latents `(B, C, H, W)` or `(B, C, T, H, W)` to pixels in [0, 1], clamped.
 
     Returns:
-        `(B, T, 3, H, W)`.
+        `(B, T, 3, H, W)`; images have T = 1.
     """
-    config = vae.config
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and std is not None:
-        shape = (1, -1, *[1] * (latents.ndim - 2))
-        latents = latents * latents.new_tensor(std).view(shape) + latents.new_tensor(mean).view(shape)
-    else:
-        shift = config.get("shift_factor")
-        latents = latents / config["scaling_factor"] + (0.0 if shift is None else shift)
-    pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
-    pixels = (pixels / 2 + 0.5).clamp(0, 1)
+    mean, std = latent_statistics(vae, latents)
+    pixels = vae.decode((latents.to(vae.device) * std + mean).to(vae.dtype)).sample
+    pixels = (pixels.float() / 2 + 0.5).clamp(0, 1)
     return pixels[:, None] if pixels.ndim == 4 else pixels.transpose(1, 2)
+
+
+def latent_statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation by which a family normalises its latents, each broadcastable to `latents`, fp32.
+
+    Read from the autoencoder's configuration: `scaling_factor` and `shift_factor` for all channels, or
+    `latents_mean` and `latents_std` for each, divided by the `scaling_factor` if both are there.
+    """
+    facts = vae.config
+
+    def stated(*names: str, default: float) -> Tensor:
+        values = [facts[name] for name in names if facts.get(name) is not None]
+        tensor = torch.tensor(values[0] if values else default, dtype=torch.float32, device=vae.device)
+        return tensor.view(-1, *[1] * (latents.ndim - 2))
+
+    mean = stated("latents_mean", "shift_factor", default=0.0)
+    std = stated("latents_std", default=1.0) / stated("scaling_factor", default=1.0)
+    return mean, std
