@@ -6,6 +6,7 @@ Trains a small DiT from scratch on scikit-learn's handwritten digits: `python ex
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -30,7 +31,7 @@ def main(steps: int = 50, batch_size: int = 16) -> list[dict[str, float]]:
     """Trains for some steps; returns what was logged at each."""
     torch.manual_seed(0)
     images, classes = load_images()
-    model = DiTTransformer2DModel(
+    model: Any = DiTTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=32,
         in_channels=3,
@@ -40,11 +41,11 @@ def main(steps: int = 50, batch_size: int = 16) -> list[dict[str, float]]:
         patch_size=4,
         num_embeds_ada_norm=10,
         norm_num_groups=1,
-    ).train()
-    repa = CrepaRegularizer(OPTIONS, None, hidden_size=128)  # REPA: create
-    repa.attach_to_model(model)  # REPA: attach
+    )
+    model.train()
+    repa = CrepaRegularizer(OPTIONS, None, hidden_size=128).attach_to_model(model)  # REPA: create, attach
+    repa.teacher.standardise([images[:256, None]])  # REPA: this teacher's channels are standardised over the data
     capture = capture_hidden_states(model, BLOCK)  # REPA: capture
-    repa.teacher.standardise([images[:256, None]])  # this teacher's channels are standardised over the data
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     history = []

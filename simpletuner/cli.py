@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from simpletuner.configuration.fields import OptionInfo
     from simpletuner.configuration.problems import Problem
 
-CONFIGURATION_ERROR = 2
+CONFIGURATION_ERROR, INTERRUPTED = 2, 130
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,28 @@ def train(arguments: argparse.Namespace, options: list[str]) -> int:
     return run_training(config)
 
 
+def demo(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Train a small model with and without REPA, in a few minutes on a CPU."""
+    from simpletuner.demo import run_demo
+
+    return run_demo(arguments.output, arguments.dataset, steps=arguments.steps, seed=arguments.seed)
+
+
+def _at_least_three(text: str) -> int:
+    """A number of steps that a comparison can be drawn of."""
+    value = int(text)
+    if value < 3:
+        raise argparse.ArgumentTypeError(f"{value} is below 3")
+    return value
+
+
+def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", type=Path, metavar="DIR", help="images in one folder a class, instead of digits")
+    parser.add_argument("--output", type=Path, metavar="DIR", default=Path("output/demo"), help="(%(default)s)")
+    parser.add_argument("--steps", type=_at_least_three, default=600, help="steps of each run (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+
+
 def _valid_config(arguments: argparse.Namespace, options: list[str]) -> Config | None:
     """The configuration if it is valid; its problems are printed."""
     from simpletuner.configuration import check_config_file
@@ -85,6 +107,7 @@ def _add_json_argument(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = {
     "train": Command("train a model", train, add_config_argument, takes_options=True),
+    "demo": Command("see what REPA does, in a few minutes on a CPU", demo, _add_demo_arguments),
     "check": Command("check a configuration without loading weights", check, add_config_argument, takes_options=True),
     "options": Command("list every option of the configuration", list_options, _add_json_argument),
 }
@@ -105,7 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = COMMANDS[arguments.command]
     if options and not chosen.takes_options:
         parser.error(f"unrecognized arguments: {' '.join(options)}")
-    return chosen.run(arguments, options)
+    try:
+        return chosen.run(arguments, options)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return INTERRUPTED
 
 
 def print_problems(problems: Iterable[Problem]) -> None:

@@ -179,6 +179,25 @@ def urepa_layers(config: Config, family: Family | None) -> Problems:
         yield Problem("urepa_align_layers", f"{', '.join(layers)} names a layer twice", "Name each layer once.")
 
 
+def sample_manifold(config: Config, family: Family | None) -> Problems:
+    """The manifold loss over samples compares the samples of a batch with each other."""
+    options = config.urepa
+    if options.enabled and options.manifold_scope == "sample" and config.train_batch_size == 1:
+        message = "is sample, but a batch has one sample on each device: on a single device there is nothing to compare"
+        yield warning("urepa_manifold_scope", message, "Raise train_batch_size, or use token.")
+
+
+def feature_cache(config: Config, family: Family | None) -> Problems:
+    """Teacher features can't be cached yet."""
+    for options in _enabled(config):
+        if isinstance(options, CrepaOptions) and options.feature_source == "backbone":
+            continue
+        for name in ("feature_cache_dtype", "feature_cache_dim"):
+            if getattr(options, name) != type(options).model_fields[name].default:
+                message = "has no effect: teacher features are encoded in the step, there is no cache of them yet"
+                yield warning(options.key(name), message, "Remove it.")
+
+
 def _enabled(config: Config) -> Iterator[AlignmentOptions]:
     return (options for options in (config.crepa, config.urepa) if options.enabled)
 
@@ -203,4 +222,15 @@ def _zero_weight(prefix: str) -> Problem:
     return warning(f"{prefix}_lambda", "is 0: the loss has no effect", f"Raise it, or set {prefix}_enabled to false.")
 
 
-ALIGNMENT_RULES = (wrong_prefix, crepa_blocks, layersync_blocks, encoder, schedule, video_only, irepa, urepa_layers)
+ALIGNMENT_RULES = (
+    wrong_prefix,
+    crepa_blocks,
+    layersync_blocks,
+    encoder,
+    schedule,
+    video_only,
+    irepa,
+    urepa_layers,
+    sample_manifold,
+    feature_cache,
+)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from simpletuner.configuration.fields import option
+from simpletuner.configuration.paths import PathText
 from simpletuner.configuration.prefixed import PrefixedOptions
 
 alignment_option = partial(option, tab="Training", section="Loss functions")
@@ -33,7 +34,7 @@ class AlignmentOptions(PrefixedOptions):
         help="Weight of the alignment loss. 0.5 is the papers' value; 0 turns the loss off, and lower values are "
         "safer when a LoRA trains for long.",
     )
-    encoder: str = alignment_option(
+    encoder: PathText = alignment_option(
         "dinov2_vitg14",
         depends_on="{encoder}",
         min_length=1,
@@ -50,8 +51,8 @@ class AlignmentOptions(PrefixedOptions):
     use_tae: bool = alignment_option(
         False,
         depends_on="{encoder}",
-        help="Decodes latents with a tiny autoencoder instead of the full VAE. Only matters where the pixels of a "
-        "sample are not at hand.",
+        help="The teacher sees latents decoded by a tiny autoencoder instead of the real pixels. Only for trying out "
+        "what that costs: real pixels are better and cheaper.",
     )
     projector: Projector = alignment_option(
         "linear",
@@ -59,6 +60,13 @@ class AlignmentOptions(PrefixedOptions):
         help="The trained head from student width to teacher width: linear (LayerNorm and Linear), mlp (REPA's three "
         "layers), conv (iREPA's convolution on the token grid) or conv_gn (1x1 convolution, GroupNorm, GELU: the "
         "SD 1.5 recipe).",
+    )
+    projector_width: int = alignment_option(
+        2048,
+        ge=1,
+        depends_on="{x}_projector=mlp",
+        help="Width of the mlp projector's two hidden layers. 2048 is REPA's; two to four times the model's width is "
+        "enough for a small model.",
     )
     token_resample: Resample = alignment_option(
         "smaller",
@@ -68,7 +76,8 @@ class AlignmentOptions(PrefixedOptions):
     feature_cache: bool = alignment_option(
         True,
         depends_on="{encoder}",
-        help="Reads teacher features from a cache on disk where one has been built, instead of encoding in the step.",
+        help="Reads teacher features from a cache on disk where one has been built, instead of encoding in the step. "
+        "No cache can be built yet: until then pixels are encoded in the step.",
     )
     feature_cache_dtype: CacheType = alignment_option(
         "bf16",

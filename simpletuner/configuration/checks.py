@@ -10,7 +10,7 @@ from simpletuner.configuration.alignment_checks import ALIGNMENT_RULES
 from simpletuner.configuration.config import Config
 from simpletuner.configuration.dataset import check_entries, load_dataset_config
 from simpletuner.configuration.dependencies import without_effect
-from simpletuner.configuration.family import Family, with_local_facts
+from simpletuner.configuration.family import Family, family_of_folder, with_local_facts
 from simpletuner.configuration.general_checks import GENERAL_RULES
 from simpletuner.configuration.loading import load_valid_part
 from simpletuner.configuration.paths import local_path
@@ -61,9 +61,16 @@ def _find_family(config: Config, families: Mapping[str, Family]) -> tuple[Family
     folder = local_path(config.pretrained_model_name_or_path)
     if not config.pretrained_model_name_or_path or not folder.is_dir():
         return family, []
+    option, needed = "pretrained_model_name_or_path", f"{family.model_subfolder}/config.json"
+    actual = family_of_folder(folder, families.values())
+    if actual is not None and actual.model_class != family.model_class:
+        message = f"{str(folder)!r} holds a model of the family {actual.name} ({actual.model_class}), not of {name}"
+        return family, [Problem(option, message, f"Set model_family to {actual.name}, or name another folder.")]
     try:
         return with_local_facts(family, folder), []
+    except FileNotFoundError:
+        message = f"{str(folder)!r} is no {name} model in the diffusers layout, which needs {needed}"
+        return family, [Problem(option, message, "Name the model's own folder, or a model on the hub.")]
     except (OSError, ValueError) as error:
-        message = f"{str(folder)!r} is no {name} model in the diffusers layout ({error})"
-        mend = f"It needs {family.model_subfolder}/config.json."
-        return family, [Problem("pretrained_model_name_or_path", message, mend)]
+        message = f"{needed} or vae/config.json in {str(folder)!r} can't be read ({error})"
+        return family, [Problem(option, message, "Mend that file, or get the model again.")]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from simpletuner.configuration.general import PredictionType
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,9 @@ class Family:
     ``depth_keys`` in the model's ``config.json``. ``latent_ratio`` is pixels per latent side, ``patch_size`` latents
     per token side (for a UNet: latents per mid-block cell) and ``patch_key`` its name in ``config.json`` (None where
     a pipeline packs the patches before the model sees them). ``frame_ratio`` is pixel frames per latent frame.
-    ``pixel_space_without_vae``: a folder without a ``vae`` is trained on pixels, not refused.
+    ``pixel_space_without_vae``: a folder without a ``vae`` is trained on pixels, not refused. ``prediction_types`` is
+    what the family can be trained to predict. ``square_only``: the model takes and makes square images. ``max_tokens``
+    is the longest side in tokens that the model has positions for, if its ``config.json`` states one.
     """
 
     name: str
@@ -36,6 +40,9 @@ class Family:
     frame_ratio: int = 1
     native_resolution: int = 1024
     pixel_space_without_vae: bool = False
+    prediction_types: tuple[PredictionType, ...] = ("flow_matching",)
+    square_only: bool = False
+    max_tokens: int | None = None
 
     @property
     def pixels_per_token(self) -> int:
@@ -58,12 +65,26 @@ def with_local_facts(family: Family, folder: Path) -> Family:
             facts["depth"] = sum(model[key] for key in family.depth_keys)
         patch = model.get(family.patch_key) if family.patch_key is not None else None
         facts["patch_size"] = _last_int(patch, family.patch_size)
+        if isinstance(model.get("pos_embed_max_size"), int):
+            facts["max_tokens"] = model["pos_embed_max_size"]
     vae = folder / "vae" / "config.json"
     if vae.is_file():
         facts["latent_ratio"] = _latent_ratio(_read_json(vae), family.latent_ratio)
     elif family.pixel_space_without_vae:
         facts["latent_ratio"] = 1
     return replace(family, **facts)
+
+
+def family_of_folder(folder: Path, families: Iterable[Family]) -> Family | None:
+    """The family whose model class a local folder names in its ``config.json``; None if it names none of them."""
+    for family in families:
+        file = folder / family.model_subfolder / "config.json"
+        try:
+            if _read_json(file).get("_class_name") == family.model_class:
+                return family
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _latent_ratio(vae: Mapping[str, Any], published: int) -> int:

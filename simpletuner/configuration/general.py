@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from simpletuner.configuration.fields import OptionGroup, option
+from simpletuner.configuration.paths import PathText
 
 PredictionType = Literal["flow_matching", "epsilon", "v_prediction"]
 OptimizerName = Literal["adamw", "adam", "nadam", "radam", "adafactor", "sgd"]
@@ -33,9 +34,7 @@ _lora = partial(option, tab="Model", section="LoRA", depends_on="model_type=lora
 class ModelOptions(OptionGroup):
     """What is trained."""
 
-    model_family: str = _model(
-        "", required=True, help="The model family, such as sd3 or wan; `simpletuner families` lists them."
-    )
+    model_family: str = _model("", required=True, help="The model family, such as dit, sd1x, sd3 or wan.")
     model_type: Literal["lora", "full"] = _model(
         "lora", help="lora trains small adapters beside a frozen model; full trains all its weights."
     )
@@ -75,7 +74,7 @@ _cache = partial(option, tab="Data", section="Caches")
 class DataOptions(OptionGroup):
     """What it is trained on."""
 
-    data_backend_config: str = _dataset(
+    data_backend_config: PathText = _dataset(
         "", required=True, help="Path of the JSON file that lists the data sets (multidatabackend.json)."
     )
     caption_dropout_probability: float = _dataset(
@@ -90,7 +89,7 @@ class DataOptions(OptionGroup):
     aspect_bucket_alignment: int = _image(
         64, ge=1, help="Sides of aspect buckets are multiples of this many pixels. 64 suits every family."
     )
-    cache_dir: str = _cache("cache", min_length=1, help="Folder of the latent and text caches.")
+    cache_dir: PathText = _cache("cache", min_length=1, help="Folder of the latent and text caches.")
     vae_batch_size: int = _cache(4, ge=1, help="Images that the VAE encodes at once while the cache is built.")
     max_workers: int = _cache(2, ge=0, help="Processes that load samples in the background. 0 loads in the main one.")
 
@@ -167,14 +166,16 @@ _checkpoint = partial(option, tab="Checkpoints", section="Checkpoints")
 class CheckpointOptions(OptionGroup):
     """What is kept."""
 
-    output_dir: str = _checkpoint("output", min_length=1, help="Folder of checkpoints, logs and the trained model.")
+    output_dir: PathText = _checkpoint(
+        "output", min_length=1, help="Folder of checkpoints, logs and the trained model."
+    )
     checkpoint_step_interval: int = _checkpoint(
         500, ge=0, help="Optimizer steps between two checkpoints. 0 saves only at the end."
     )
     checkpoints_total_limit: int = _checkpoint(
         5, ge=0, help="Number of checkpoints kept; the oldest go first. 0 keeps all."
     )
-    resume_from_checkpoint: str | None = _checkpoint(
+    resume_from_checkpoint: PathText | None = _checkpoint(
         None, help="latest continues from the newest intact checkpoint in output_dir; a path from that one."
     )
 

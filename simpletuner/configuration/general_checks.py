@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from simpletuner.configuration.config import Config
 from simpletuner.configuration.family import Family
@@ -35,8 +36,15 @@ def paths(config: Config, family: Family | None) -> Problems:
     if local_path(config.data_backend_config).is_dir() and config.data_backend_config:
         yield Problem("data_backend_config", f"{config.data_backend_config!r} is a folder", "Name the JSON file in it.")
     for name in ("output_dir", "cache_dir"):
-        if local_path(getattr(config, name)).is_file():
-            yield Problem(name, f"{getattr(config, name)!r} is a file", "Name a folder.")
+        folder = local_path(getattr(config, name))
+        file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+        if file is not None:
+            shown = "is a file" if file == folder else f"lies in {str(file)!r}, which is a file"
+            yield Problem(name, f"{getattr(config, name)!r} {shown}", "Name a folder.")
+    resume = local_path(config.resume_from_checkpoint or "latest")
+    if resume.exists() and str(resume) != "latest" and not (resume / "manifest.json").is_file():
+        message = f"{str(resume)!r} is no checkpoint: it has no manifest.json"
+        yield Problem("resume_from_checkpoint", message, "Name a folder such as output_dir/checkpoint-500, or latest.")
 
 
 def length_of_run(config: Config, family: Family | None) -> Problems:
@@ -65,8 +73,12 @@ def sizes(config: Config, family: Family | None) -> Problems:
         return
     yield from _token_problems("aspect_bucket_alignment", config.aspect_bucket_alignment, family)
     if config.validation_resolution is not None:
-        for side in config.validation_resolution.split("x"):
-            yield from _token_problems("validation_resolution", int(side), family)
+        sides = [int(side) for side in config.validation_resolution.split("x")]
+        for side in sides:
+            yield from _token_problems("validation_resolution", side, family)
+        if family.square_only and sides[0] != sides[-1]:
+            message = f"{config.validation_resolution} is not square, but {family.name} makes square images only"
+            yield Problem("validation_resolution", message, f"Use {max(sides)}.")
 
 
 def image_size_problems(resolution: float, alignment: int, family: Family | None) -> Problems:
@@ -88,6 +100,11 @@ def _token_problems(name: str, side: float, family: Family) -> Problems:
         lower = int(side // token * token)
         message = f"{side:g} is not a multiple of {token}, the pixels of a {family.name} token"
         yield Problem(name, message, f"Use {f'{lower} or ' if lower > 0 else ''}{lower + token}.")
+    elif family.max_tokens is not None and side > family.max_tokens * token:
+        message = (
+            f"{side:g} is more than this {family.name} has positions for: {family.max_tokens * token} pixels a side"
+        )
+        yield Problem(name, message, "Lower it.")
 
 
 def model_type(config: Config, family: Family | None) -> Problems:
@@ -98,12 +115,23 @@ def model_type(config: Config, family: Family | None) -> Problems:
 
 
 def objective(config: Config, family: Family | None) -> Problems:
-    """Options of one objective do nothing for the other."""
-    if config.prediction_type == "flow_matching" and config.snr_gamma is not None:
+    """The family can be trained so, and options of one objective do nothing for the other."""
+    known = family.prediction_types if family is not None else ()
+    wanted = config.prediction_type or (known[0] if len(known) == 1 else None)
+    if family is not None and wanted is not None and wanted not in known:
+        message = f"{wanted} is not what {family.name} can be trained for"
+        yield Problem("prediction_type", message, f"Use {' or '.join(known)}, or remove it.")
+    if wanted == "flow_matching" and config.snr_gamma is not None:
         yield warning("snr_gamma", "has no effect: prediction_type is flow_matching", "Remove it.")
-    if config.prediction_type in ("epsilon", "v_prediction") and config.flow_schedule_shift is not None:
-        message = f"has no effect: prediction_type is {config.prediction_type}"
-        yield warning("flow_schedule_shift", message, "Remove it.")
+    if wanted in ("epsilon", "v_prediction") and config.flow_schedule_shift is not None:
+        yield warning("flow_schedule_shift", f"has no effect: prediction_type is {wanted}", "Remove it.")
+
+
+def tracker(config: Config, family: Family | None) -> Problems:
+    """What the run reports to is installed; accelerate would go on without it."""
+    name = config.report_to
+    if name != "none" and find_spec(name) is None:
+        yield Problem("report_to", f"{name} is not installed", f"Run `pip install {name}`, or use tensorboard or none.")
 
 
 def validation_frames(config: Config, family: Family | None) -> Problems:
@@ -124,4 +152,4 @@ def odd_frame_count(frames: int, family: Family) -> tuple[str, str]:
     return message, f"Use {lower} or {lower + family.frame_ratio}."
 
 
-GENERAL_RULES = (required_options, paths, length_of_run, sizes, model_type, objective, validation_frames)
+GENERAL_RULES = (required_options, paths, length_of_run, sizes, model_type, objective, tracker, validation_frames)

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 
 def local_path(text: str) -> Path:
     """The path that an option names; "~" is the home folder."""
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # "~name" of nobody
+        return Path(text)
+
+
+def with_home(text: str) -> str:
+    """The text of a path, in which a leading "~" is the home folder; other texts stay as they are."""
+    return str(local_path(text)) if text.startswith("~") else text
+
+
+# For options that are paths: what a shell doesn't expand, as in a JSON file, must not become a folder called "~".
+PathText = Annotated[str, AfterValidator(with_home)]
 
 
 def looks_like_path(text: str) -> bool:

@@ -96,8 +96,12 @@ def _problem(
 
 
 def _mend(field: FieldInfo, info: OptionInfo, value: Any) -> str:
-    if isinstance(value, str) and parse_text(field, value) != value:
-        return "Write it without quotes."
+    if isinstance(value, str):
+        meant = parse_text(field, value)
+        if isinstance(meant, bool):
+            return f"Write {json.dumps(meant)}, without quotes."
+        if meant != value:
+            return "Write it without quotes."
     if info.choices is not None and not isinstance(value, list):
         return nearest(value, map(str, info.choices)) or "Use one of these."
     return f"Correct it, or remove it for the default ({json.dumps(info.default)})."

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -39,7 +40,10 @@ class Encoder(Protocol):
 def cache_progress(*, enabled: bool) -> Progress:
     """A progress display for ``build_caches``; enable it in the main process only."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not enabled)
+    console = Console(stderr=True)
+    # Not in a file or a pipe, where it would be frozen bars without an end.
+    disable = not (enabled and console.is_terminal)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=disable)
 
 
 def build_caches(
@@ -87,8 +91,8 @@ def _build_latents(
         for (record, sample), latent in zip(batch, latents, strict=True):
             if not latent.isfinite().all():
                 raise DatasetError(
-                    f"{sample.path}: the VAE gives latents that are not finite. Set mixed_precision to 'bf16' or 'no', "
-                    "or remove the file."
+                    f"{sample.path}: the VAE gives latents that are not finite. Remove the file; if it is so with "
+                    f"others, the VAE in {config.pretrained_model_name_or_path!r} is damaged: get it again."
                 )
             record.write({"latents": latent})
         progress.advance(task, len(batch))
@@ -106,7 +110,13 @@ def _build_text(
     for batch in _chunks(missing, PROMPT_BATCH_SIZE):
         with torch.no_grad():
             embeddings = foundation.encode_prompts([prompt for _, prompt in batch])
-        for (record, _), embedding in zip(batch, embeddings, strict=True):
+        for (record, prompt), embedding in zip(batch, embeddings, strict=True):
+            if not all(tensor.isfinite().all() for tensor in embedding.values()):
+                raise DatasetError(
+                    f"The text encoder gives embeddings that are not finite for the prompt {prompt!r}. Set "
+                    f"mixed_precision, which is {config.mixed_precision!r}, to 'bf16' or 'no'; if that does not help, "
+                    f"the weights in {config.pretrained_model_name_or_path!r} are damaged: get them again."
+                )
             record.write(embedding)
         progress.advance(task, len(batch))
     foundation.unload_text_encoders()

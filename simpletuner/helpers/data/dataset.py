@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -119,6 +120,7 @@ def training_batches(
         collate_fn=collate,
         num_workers=max_workers,
         persistent_workers=max_workers > 0,
+        worker_init_fn=_leave_interrupts_to_the_main_process,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # of its own: else every epoch draws from the training's random state
     )
@@ -129,6 +131,11 @@ def training_batches(
                 yield batch | {"text": collate_text(batch["text"])}
         except DatasetError as error:
             raise DatasetError(_own_words(error)) from error
+
+
+def _leave_interrupts_to_the_main_process(worker: int) -> None:
+    """A terminal sends Ctrl-C to every process; the main one decides, and ends those that load."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _own_words(error: DatasetError) -> str:

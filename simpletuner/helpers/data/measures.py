@@ -53,7 +53,9 @@ def measure_files(
                     lines.write("\n" + json.dumps(asdict(state) | asdict(found)))
                 yield path, found
     except OSError as error:
-        raise DatasetError(f"cache_dir: can't write {index}: {error.strerror}. Free space or set another.") from error
+        raise DatasetError(
+            f"cache_dir: can't write {index}: {error.strerror}. Free space or set another folder."
+        ) from error
 
 
 def _look(

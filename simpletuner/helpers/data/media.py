@@ -11,7 +11,7 @@ import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from simpletuner.helpers.data.buckets import Bucket, Placement
@@ -76,6 +76,8 @@ def _read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise MediaError(path, "is no image, or a damaged one") from error
     except _IMAGE_ERRORS as error:
         raise MediaError(path, error) from error
 
@@ -100,7 +102,7 @@ def _read_video(path: Path, wanted: Sequence[int]) -> Iterator[Image.Image]:
     except MediaError:
         raise
     except _VIDEO_ERRORS as error:
-        raise MediaError(path, error) from error
+        raise MediaError(path, getattr(error, "strerror", None) or error) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -71,6 +71,7 @@ class _EntryScan:
                 if isinstance(found, MediaError):
                     raise found
                 bucket = self._bucket(path, found, side)
+                self._require_square(path, found, bucket)
                 caption = caption_of(path)
             except MediaError as error:
                 self.skipped.append(str(error))
@@ -137,6 +138,13 @@ class _EntryScan:
         alignment = self.config.aspect_bucket_alignment
         width, height = bucket_size(found.width, found.height, side, alignment, square=square)
         return Bucket(width, height, self._clip_length(path, found.frames) if self._is_video else 1)
+
+    def _require_square(self, path: Path, found: Measure, bucket: Bucket) -> None:
+        if self.family.square_only and bucket.width != bucket.height:
+            raise DatasetError(
+                f"crop_aspect of {self.entry.id!r} is {self.entry.crop_aspect!r}, but {self.family.name} takes square "
+                f"images only, and {path} has {found.width}×{found.height} pixels. Set crop_aspect to 'square'."
+            )
 
     def _clip_length(self, path: Path, frames_in_file: int) -> int:
         video, ratio = self.entry.video, self.family.frame_ratio

@@ -44,7 +44,6 @@ class ModelFoundation(TappedModel):
     AUTOENCODER_CLASS: ClassVar[Any]
     TINY_AUTOENCODER: ClassVar[str | None] = None
     LORA_TARGETS: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    PREDICTION_TYPES: ClassVar[tuple[PredictionType, ...]] = ("flow_matching",)
     PIPELINE_ARGUMENTS: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     vae: Any = None
@@ -109,9 +108,11 @@ class ModelFoundation(TappedModel):
         Raises:
             ValueError: the model can't be read, or an option of a regularizer doesn't fit it.
         """
+        _ = self.objective  # says now, not at the first step, where the model can't be trained as configured
         subfolder = self.family.model_subfolder
         if self.config.train_from_scratch:
             model = loading.load_random(self.MODEL_CLASS, self.source, subfolder)
+            self.initialise(model)
         else:
             model = loading.load_weights(self.MODEL_CLASS, self.source, subfolder, self.weight_dtype)
         self.model = model.to(self.accelerator.device)
@@ -124,6 +125,9 @@ class ModelFoundation(TappedModel):
         model.train()
         self._init_regularizers(self.config.max_train_steps if max_train_steps is None else max_train_steps)
         return model
+
+    def initialise(self, model: Any) -> None:
+        """Sets the weights of a model that is trained from scratch where diffusers' own are not what a paper says."""
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters of the model that are trained; the regularizer's projector isn't among them."""
@@ -153,7 +157,11 @@ class ModelFoundation(TappedModel):
         """Pixels `(B, T, 3, H, W)` in [0, 1] to normalised latents, fp32; deterministic (the posterior's mode)."""
 
     def decode_latents(self, latents: Tensor, *, vae: Any = None) -> Tensor:
-        return decode_latents(latents, self.load_vae() if vae is None else vae)
+        if vae is None:
+            vae = self.load_vae()
+            if self.config.crepa.enabled and self.config.crepa.drop_vae_encoder:
+                vae.encoder = vae.quant_conv = None  # latents are cached by now; `unload_vae` brings them back
+        return decode_latents(latents, vae)
 
     # Step
 
@@ -169,12 +177,14 @@ class ModelFoundation(TappedModel):
         Raises:
             ValueError: the family can't be trained so.
         """
-        known = self.PREDICTION_TYPES
+        known = self.family.prediction_types
         wanted = self.config.prediction_type
         if wanted is None:
             wanted = known[0] if len(known) == 1 else noising.scheduler_prediction_type(self.scheduler_facts)
         if wanted not in known:
-            raise ValueError(f"prediction_type is {wanted!r}, but {self.NAME} knows {', '.join(known)} only.")
+            raise ValueError(
+                f"prediction_type is {wanted!r}, but {self.NAME} knows {', '.join(known)} only. Use one of these."
+            )
         return wanted
 
     @cached_property
@@ -198,10 +208,10 @@ class ModelFoundation(TappedModel):
             scale 0..1000, `sigmas` for flow matching, and `step`.
         """
         device = self.accelerator.device
-        latents = batch["latents"].to(device, torch.float32)
+        latents = batch["latents"].to(device, torch.float32, non_blocking=True)
         moved: Batch = {"latents": latents, "text": self._on_device(batch["text"]), "step": step}
         if batch.get("pixels") is not None:
-            moved["pixels"] = batch["pixels"].to(device)
+            moved["pixels"] = batch["pixels"].to(device, non_blocking=True)
         seed = self.config.seed if seed is None else seed
         return batch | moved | self.objective.sample(latents, seed=seed, step=step, rows=rows)
 

@@ -26,7 +26,6 @@ class DitFoundation(ImageModelFoundation):
     PIPELINE_CLASS = DiTPipeline
     AUTOENCODER_CLASS = AutoencoderKL
     TINY_AUTOENCODER = "madebyollin/taesd"
-    PREDICTION_TYPES = ("flow_matching", "epsilon", "v_prediction")
 
     _captions: tuple[str, ...] = ()
 
@@ -38,6 +37,13 @@ class DitFoundation(ImageModelFoundation):
             if isinstance(module, LabelEmbedding):
                 module.dropout_prob = 0.0
         return model
+
+    def initialise(self, model: Any) -> None:
+        # adaLN-Zero: every block starts as the identity, and the output at zero (arXiv 2212.09748).
+        modulations = [block.norm1.linear for block in model.transformer_blocks]
+        for layer in (*modulations, model.proj_out_1, model.proj_out_2):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     # Pixels
 
@@ -93,7 +99,13 @@ class DitFoundation(ImageModelFoundation):
     @property
     def null_class(self) -> int:
         """The class of the empty caption."""
-        return self._model_facts["num_embeds_ada_norm"]
+        facts = self._model_facts
+        if "num_embeds_ada_norm" not in facts:
+            raise ValueError(
+                f"pretrained_model_name_or_path: {self.source!r} holds a {facts.get('_class_name')}, which has no "
+                "classes as a dit has. Set model_family to the model's own family, or name another model."
+            )
+        return facts["num_embeds_ada_norm"]
 
     def observe_captions(self, captions: Iterable[str]) -> None:
         self._captions = tuple(sorted({caption.strip() for caption in captions} - {""}))
@@ -114,8 +126,11 @@ class DitFoundation(ImageModelFoundation):
         if name == "":
             return self.null_class
         if name not in self.labels:
-            known = ", ".join(sorted(self.labels)[:10])
-            raise ValueError(f"{name!r} isn't a class of this dit; it knows {known or 'none'} …")
+            known = ", ".join(sorted(self.labels)[:10]) + (" …" if len(self.labels) > 10 else "")
+            raise ValueError(
+                f"{name!r} isn't a class of this dit; it knows {known or 'none'}. Use these as captions and as "
+                "validation_prompt and validation_negative_prompt, or an empty text for no class."
+            )
         return self.labels[name]
 
     # Model

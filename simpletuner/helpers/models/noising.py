@@ -23,6 +23,9 @@ def make_objective(
     prediction_type: PredictionType, facts: Facts, shift: float | None, snr_gamma: float | None
 ) -> Objective:
     """The objective for `prediction_type` with the schedule of the model's scheduler; `shift` None takes its shift."""
+    unused, value = ("snr_gamma", snr_gamma) if prediction_type == "flow_matching" else ("flow_schedule_shift", shift)
+    if value is not None:
+        raise ValueError(f"{unused} is {value:g}, which has no effect on a model of {prediction_type}: remove it.")
     if prediction_type != "flow_matching":
         return DiscreteDiffusion(DDPMScheduler.from_config(facts, prediction_type=prediction_type), snr_gamma)
     if shift is None:

@@ -24,6 +24,8 @@ _ROWS = (
         hidden_size=1152,
         native_resolution=256,
         pixel_space_without_vae=True,
+        prediction_types=("flow_matching", "epsilon", "v_prediction"),
+        square_only=True,
     ),
     Family(
         name="sd1x",
@@ -36,6 +38,7 @@ _ROWS = (
         hidden_size=1280,
         patch_size=8,
         native_resolution=512,
+        prediction_types=("epsilon", "v_prediction"),
     ),
     Family(
         name="sd3",

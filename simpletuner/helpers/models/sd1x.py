@@ -18,7 +18,6 @@ class Sd1xFoundation(ImageModelFoundation):
     PIPELINE_CLASS = StableDiffusionPipeline
     AUTOENCODER_CLASS = AutoencoderKL
     TINY_AUTOENCODER = "madebyollin/taesd"
-    PREDICTION_TYPES = ("epsilon", "v_prediction")
     PIPELINE_ARGUMENTS = MappingProxyType({"requires_safety_checker": False})
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from simpletuner.configuration import Config
 
 Batch = dict[str, Any]
+FeatureSource = Callable[[Batch], tuple[Tensor, TokenGrid]]
 
 
 class ModelTypes(Enum):
@@ -51,6 +53,8 @@ class TappedModel(ABC):
         self.crepa_regularizer: CrepaRegularizer | None = None
         self.urepa_regularizer: UrepaRegularizer | None = None
         self.layersync_regularizer: LayerSyncRegularizer | None = None
+        # Teacher features `(B, T, N, D)` of a prepared batch and their grid, for whoever has them at hand.
+        self.feature_source: FeatureSource | None = None
         self.buffer = HiddenStateBuffer()
         self._tiny_autoencoder: Any = None
         self._capture: TransformerBlockCapture | UNetMidBlockCapture | None = None
@@ -148,6 +152,10 @@ class TappedModel(ABC):
         layers = [self._checked_block("crepa_block_index", self.tap)]
         if options.feature_source == "backbone":
             layers.append(self._checked_block("crepa_teacher_block_index", options.teacher_block_index))
+            if layers[0] == layers[1]:
+                raise ValueError(
+                    f"crepa_teacher_block_index is {layers[1]}, the block that is aligned itself: choose a deeper one."
+                )
         self.crepa_regularizer = CrepaRegularizer(
             self.config, self.accelerator, self.hidden_size, model_foundation=self, max_train_steps=max_train_steps
         )
@@ -198,7 +206,13 @@ class TappedModel(ABC):
         """Whether a teacher is to see the samples' real pixels, those of `frame_indices`, in the coming steps."""
         if self.alignment is None or not self.alignment.wants_hidden_states():
             return False
-        return self._teacher_block is None and not self.alignment.options.use_tae
+        at_hand = self.feature_source is not None or self.teacher_is_backbone
+        return not at_hand and not self.alignment.options.use_tae
+
+    @property
+    def teacher_is_backbone(self) -> bool:
+        """Whether a deeper block of the same forward is the teacher, and no encoder is needed."""
+        return self._teacher_block is not None
 
     @property
     def _teacher_block(self) -> int | None:
@@ -214,13 +228,15 @@ class TappedModel(ABC):
             `crepa_hidden_states` `(B, S, D)` or `urepa_hidden_states` `(B, C, H, W)` (a dict of them by layer if
             there are several) with the student's `token_grid`. Nothing is captured when no regularizer wants it.
         """
+        if self.alignment is not None:
+            self.alignment.begin_step(prepared_batch["step"])
         output: Batch = {"hidden_states_buffer": self.buffer}
         if self._capture is None or not self.wants_hidden_states():
             self.buffer.clear()
             return output | {"model_prediction": self.forward(prepared_batch)}
         with self._capture:
             output["model_prediction"] = self.forward(prepared_batch)
-        if self.crepa_regularizer is not None:
+        if self.crepa_regularizer is not None and self.crepa_regularizer.wants_hidden_states():
             output["crepa_hidden_states"] = self.buffer[layer_key(self.tap)]
             output["token_grid"] = self.student_grid(prepared_batch["latents"])
         if self.urepa_regularizer is not None:
@@ -278,6 +294,8 @@ class TappedModel(ABC):
 
         With `crepa_feature_source` "backbone" they are the detached tokens of `crepa_teacher_block_index`.
         """
+        if self.feature_source is not None:
+            return self.feature_source(prepared_batch)
         if self._teacher_block is None:
             return None
         tokens = model_output["hidden_states_buffer"][layer_key(self._teacher_block)]

@@ -47,10 +47,8 @@ def save_checkpoint(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _seal(temporary, state)
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            _sync(output_dir)
-            _remove_oldest(output_dir, keep)
+            _put_in_place(temporary, final)
+            _remove_oldest(output_dir, keep, final)
     except OSError as error:
         raise OSError(
             f"The checkpoint {final} can't be written ({error}). Free some disk space or choose another output_dir; "
@@ -78,10 +76,22 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_oldest(output_dir: Path, keep: int) -> None:
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Renames a checkpoint to its name; one of the same step is set aside until then, never missing for both."""
+    aside = final.with_name(f".{final.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():
+        final.rename(aside)
+    temporary.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_oldest(output_dir: Path, keep: int, newest: Path) -> None:
     if keep > 0:
         for _, folder in find_checkpoints(output_dir)[:-keep]:
-            shutil.rmtree(folder)
+            if folder != newest:
+                shutil.rmtree(folder)
 
 
 def find_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
@@ -102,31 +112,64 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        state, files = manifest["state"], dict(manifest["files"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{folder} is no intact checkpoint: its {MANIFEST} can't be read ({error}).") from error
-    for name, size in manifest["files"].items():
+    for name, size in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             raise ValueError(f"{folder} is no intact checkpoint: {name} is missing or torn.")
-    return manifest["state"]
+    return state
 
 
 def find_resumable(resume: str | None, output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint that `resume_from_checkpoint` means, and its state; None starts anew.
 
-    `latest` takes the newest intact one, with a warning for those passed over.
+    `latest` takes the newest intact one, with a warning for those passed over; where there is none at all, the run
+    starts anew, so that a command that is started again and again needs no other option the first time.
 
     Raises:
-        ValueError: a checkpoint named by its path isn't intact.
+        ValueError: the checkpoint named by its path, or each of those that are there, isn't intact.
     """
     if resume is None:
         return None
     if resume != "latest":
         folder = Path(resume)
-        return folder, read_state(folder)
+        state = read_state(folder)
+        later = [path.name for step, path in find_checkpoints(output_dir) if step > state["step"]]
+        if later:
+            raise ValueError(
+                f"resume_from_checkpoint: {folder} is of step {state['step']}, but {output_dir} holds later ones "
+                f"({', '.join(later)}), which this run would mix with. Move them away, or set another output_dir."
+            )
+        return folder, state
+    faults = []
     for _, folder in reversed(find_checkpoints(output_dir)):
         try:
-            return folder, read_state(folder)
+            state = read_state(folder)
         except ValueError as error:
-            logger.warning(f"{error} Taking the one before.")
+            faults.append(str(error))
+            continue
+        for fault in faults:
+            logger.warning(f"{fault} An earlier one is taken.")
+        return folder, state
+    if faults:
+        raise ValueError(f"resume_from_checkpoint: {' '.join(faults)} Remove them, or set another output_dir.")
+    logger.warning(f"resume_from_checkpoint: there is no checkpoint in {output_dir} yet; the run starts anew.")
     return None
+
+
+def require_same_shape(folder: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to resume where options that decide what a checkpoint holds have changed.
+
+    Raises:
+        ValueError: names each of them with both values.
+    """
+    changed = [
+        f"{name} was {saved[name]!r} and is {now[name]!r}" for name in now if saved.get(name, now[name]) != now[name]
+    ]
+    if changed:
+        raise ValueError(
+            f"resume_from_checkpoint: {folder} was written with other options: {'; '.join(changed)}. Set them back, or "
+            "start anew in another output_dir."
+        )

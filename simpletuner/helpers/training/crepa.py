@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from simpletuner.configuration.alignment import AlignmentOptions, CrepaOptions, 
 from simpletuner.helpers.training.alignment.geometry import (
     TokenGrid,
     meeting_grid,
+    pixel_frames_of_latents,
     resample_tokens,
     split_frames,
     square_grid,
@@ -30,7 +31,7 @@ from simpletuner.helpers.training.alignment.losses import (
     token_cosine,
 )
 from simpletuner.helpers.training.alignment.pixels import decode_latents
-from simpletuner.helpers.training.alignment.projectors import make_projector, project
+from simpletuner.helpers.training.alignment.projectors import GridProjector, make_projector, project
 from simpletuner.helpers.training.alignment.schedule import (
     AlignmentScheduler,
     CoefficientSchedule,
@@ -98,12 +99,15 @@ class AlignmentRegularizer(Generic[Options]):
     def teacher(self) -> Teacher:
         """The frozen encoder, loaded when it is first asked for."""
         if self._teacher is None:
-            self._teacher = make_teacher(
-                self.options.encoder,
-                image_size=self.options.encoder_image_size,
-                frames_batch_size=self._frames_batch_size,
-                device=self.device,
-            )
+            try:
+                self._teacher = make_teacher(
+                    self.options.encoder,
+                    image_size=self.options.encoder_image_size,
+                    frames_batch_size=self._frames_batch_size,
+                    device=self.device,
+                )
+            except ValueError as error:
+                raise ValueError(f"{self.options.key('encoder')}: {error}") from error
         return self._teacher
 
     @teacher.setter
@@ -122,21 +126,29 @@ class AlignmentRegularizer(Generic[Options]):
         """The attribute of the model that holds the projector."""
         return f"{self.prefix}_projector"
 
-    def attach_to_model(self, model: nn.Module) -> None:
+    def attach_to_model(self, model: nn.Module) -> Self:
         """Makes the projector, unless the caller has set one, and registers it as `model.{prefix}_projector`.
 
         Its parameters are then among the model's: do this before making the optimizer, and after freezing the model
-        for LoRA.
+        for LoRA. Returns the regularizer itself.
         """
         if self.projector is None:
             self.projector = self._make_projector()
-        self.projector.to(self.device).requires_grad_(True)
+        device = next((parameter.device for parameter in model.parameters()), self.device)
+        self.projector.to(device).requires_grad_(True)
         model.add_module(self.projector_name, self.projector)
         self._attached_to = model
+        return self
 
     def _make_projector(self) -> nn.Module:
         kind = "conv" if self.irepa.enabled else self.options.projector
-        return make_projector(kind, self.hidden_size, self.teacher_width, kernel_size=self.irepa.projector_kernel_size)
+        return make_projector(
+            kind,
+            self.hidden_size,
+            self.teacher_width,
+            width=self.options.projector_width,
+            kernel_size=self.irepa.projector_kernel_size,
+        )
 
     def detach_from_model(self) -> None:
         """Unregisters the projector from the model, so that no wrapper, state dict or export sees it.
@@ -179,7 +191,7 @@ class AlignmentRegularizer(Generic[Options]):
             The loss to add and its logs (detached, on the device); `(None, None)` when the loss is off. While a
             recoverable cutoff holds, `(None, logs)`: the similarity goes on being measured.
         """
-        self._advance(step)
+        self.begin_step(step)
         if not self.wants_hidden_states():
             return self._idle(), None
         if hidden_states is None:
@@ -187,8 +199,10 @@ class AlignmentRegularizer(Generic[Options]):
         if self.projector is None:
             raise RuntimeError(f"{self.prefix}: there is no projector yet; call attach_to_model(model) first.")
         measure_only = self.scheduler.is_cut_off(step)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not measure_only):
-            states, grid = self._student(hidden_states, grid)
+        with_gradient = torch.is_grad_enabled() and not measure_only
+        # Nothing of the loss may fall to half precision, whatever autocast the caller is in.
+        with torch.set_grad_enabled(with_gradient), torch.autocast(self.device.type, enabled=False):
+            states, grid = self._student(hidden_states, grid, frame_features)
             teacher, feature_grid = self._teacher_tokens(grid, frame_features, feature_grid, pixels, latents, vae)
             weight = self.scheduler.coefficient(step)
             parts = [self._align(tokens, grid, teacher, feature_grid, layer) for layer, tokens in states.items()]
@@ -215,40 +229,49 @@ class AlignmentRegularizer(Generic[Options]):
         part, logs = self.compute_loss(hidden_states, **inputs)
         return (loss if part is None else loss + part), ({} if logs is None else logs)
 
-    def _advance(self, step: int) -> None:
-        """Closes the last step when a new one begins; its similarity is acted on one step later."""
+    def begin_step(self, step: int) -> None:
+        """Tells which optimizer step begins, so that `wants_hidden_states` speaks of it; `compute_loss` does it too.
+
+        The last step is closed; its similarity is acted on one step later.
+        """
         if step == self._step:
             return
         ready = self._meter.close(self._step)
         if ready is not None:
             self.scheduler.observe(*ready)
         self._step = step
+        if self.scheduler.finished(step):
+            self._teacher = None  # its memory is free again
 
     def _idle(self) -> Tensor | None:
         """None; under DDP a zero that touches the projector, without which the reducer would wait for it forever."""
-        if self._attached_to is None or self.projector is None or not torch.distributed.is_initialized():
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self._attached_to is None or self.projector is None or not distributed:
             return None
         return 0.0 * torch.stack([parameter.sum() for parameter in self.projector.parameters()]).sum()
 
     def _student(
-        self, hidden_states: Tensor | Mapping[str, Tensor], grid: TokenGrid | None
+        self, hidden_states: Tensor | Mapping[str, Tensor], grid: TokenGrid | None, features: Tensor | None
     ) -> tuple[dict[str, Tensor], TokenGrid]:
         """Student tokens `(B, T, N, D)` by layer, and their grid."""
         layers = {"": hidden_states} if isinstance(hidden_states, Tensor) else dict(hidden_states)
         first = next(iter(layers.values()))
         if grid is None:
-            grid = self._implied_grid(first)
+            grid = self._implied_grid(first, features)
         return {layer: split_frames(tokens, grid) for layer, tokens in layers.items()}, grid
 
-    def _implied_grid(self, tokens: Tensor) -> TokenGrid:
-        """The grid of tokens that come without one: only a square is unambiguous."""
-        if tokens.ndim == 4:
-            return square_grid(tokens.shape[2], frames=tokens.shape[1])
+    def _implied_grid(self, tokens: Tensor, features: Tensor | None) -> TokenGrid:
+        """The grid of tokens that come without one: of an image a square; of a clip none, unless none is needed."""
         if self.mode is CrepaMode.VIDEO:
+            same = features is not None and features.ndim == tokens.ndim == 4 and features.shape[2] == tokens.shape[2]
+            if same and not isinstance(self.projector, GridProjector):
+                return TokenGrid(tokens.shape[1], 1, tokens.shape[2])  # compared token by token, wherever they lie
             raise ValueError(
                 f"{self.prefix}: tokens of shape {tuple(tokens.shape)} don't say how they divide into frames; pass "
                 "grid=TokenGrid(frames, height, width)."
             )
+        if tokens.ndim == 4:
+            return square_grid(tokens.shape[2], frames=tokens.shape[1])
         return square_grid(tokens.shape[1])
 
     def _teacher_tokens(
@@ -285,10 +308,15 @@ class AlignmentRegularizer(Generic[Options]):
         if latents is None:
             raise ValueError(f"{self.prefix}: the teacher needs frame_features, or pixels, or latents to decode.")
         if self.foundation is not None:
-            return self.foundation.decode_latents(latents, vae=vae)
-        if vae is None:
+            pixels = self.foundation.decode_latents(latents, vae=vae)
+        elif vae is None:
             raise ValueError(f"{self.prefix}: to decode latents, pass the vae that made them.")
-        return decode_latents(latents, vae)
+        else:
+            pixels = decode_latents(latents, vae)
+        if latents.ndim == 4 or latents.shape[2] == 1:
+            return pixels[:, :1]
+        ratio = (pixels.shape[1] - 1) // (latents.shape[2] - 1)
+        return pixels[:, pixel_frames_of_latents(latents.shape[2], ratio)]
 
     def _align(
         self, tokens: Tensor, grid: TokenGrid, teacher: Tensor, feature_grid: TokenGrid, layer: str
@@ -304,6 +332,11 @@ class AlignmentRegularizer(Generic[Options]):
             raise ValueError(
                 f"{self.prefix}: the projector gives width {student.shape[-1]} but the teacher's features have "
                 f"{teacher.shape[-1]}. Features and projector must come from the same encoder ({self.options.encoder})."
+            )
+        if grid.frames != feature_grid.frames and min(grid.frames, feature_grid.frames) == 1:
+            raise ValueError(
+                f"{self.prefix}: the student has {grid.frames} frames and the teacher {feature_grid.frames}; one frame "
+                "can't stand for a clip."
             )
         target = meeting_grid(grid, feature_grid, self.options.token_resample)
         return self._compare(
@@ -393,12 +426,12 @@ class UrepaRegularizer(AlignmentRegularizer[UrepaOptions]):
         return projectors
 
     def _student(
-        self, hidden_states: Tensor | Mapping[str, Tensor], grid: TokenGrid | None
+        self, hidden_states: Tensor | Mapping[str, Tensor], grid: TokenGrid | None, features: Tensor | None
     ) -> tuple[dict[str, Tensor], TokenGrid]:
         layers = {"": hidden_states} if isinstance(hidden_states, Tensor) else dict(hidden_states)
         first = next(iter(layers.values()))
         if first.ndim != 4:
-            return super()._student(hidden_states, grid)
+            return super()._student(hidden_states, grid, features)
         if grid is None:
             grid = TokenGrid(1, first.shape[2], first.shape[3])
         for layer, maps in layers.items():

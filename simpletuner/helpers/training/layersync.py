@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from simpletuner.configuration.alignment import LayersyncOptions, read_options
@@ -56,6 +57,7 @@ class LayerSyncRegularizer:
         if not self.wants_hidden_states():
             return None, None
         student, teacher = (hidden_states[layer_key(layer)] for layer in self.layers)
-        similarity = layer_cosine(student, teacher)
+        with torch.autocast(student.device.type, enabled=False):
+            similarity = layer_cosine(student, teacher)
         loss = -self.options.lambda_ * similarity
         return loss, {"layersync_loss": loss.detach(), "layersync_similarity": similarity.detach()}

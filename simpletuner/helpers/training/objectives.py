@@ -8,11 +8,10 @@ row of the sample in the global batch, so that one process, two processes and a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
@@ -62,7 +61,7 @@ def sample_times(
     """One standard normal, or one number uniform in [0, 1), for each row: `(len(rows),)`, fp32."""
     draw = torch.randn if kind == "normal" else torch.rand
     values = [draw((), generator=_generator("cpu", seed, step, row, TIME_STREAM)) for row in rows]
-    return torch.stack(values).to(device)
+    return torch.stack(values).to(device, non_blocking=True)
 
 
 def broadcast(per_sample: Tensor, like: Tensor) -> Tensor:
@@ -117,15 +116,15 @@ class DiscreteDiffusion:
     """DDPM noising with epsilon or v prediction through diffusers' scheduler; min-SNR weights (arXiv 2303.09556).
 
     Args:
-        scheduler: its betas and `prediction_type` are used.
+        scheduler: diffusers' `DDPMScheduler`; its betas and `prediction_type` are used.
         snr_gamma: min-SNR gamma; None weights all timesteps alike.
     """
 
-    def __init__(self, scheduler: DDPMScheduler, snr_gamma: float | None = None) -> None:
+    def __init__(self, scheduler: Any, snr_gamma: float | None = None) -> None:
         self.scheduler = scheduler
         self.snr_gamma = snr_gamma
-        self.prediction_type: str = scheduler.config.prediction_type
-        self.num_train_timesteps: int = scheduler.config.num_train_timesteps
+        self.prediction_type: str = self.scheduler.config.prediction_type
+        self.num_train_timesteps: int = self.scheduler.config.num_train_timesteps
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
                 f"prediction_type is {self.prediction_type!r}; discrete diffusion knows 'epsilon' and 'v_prediction'."

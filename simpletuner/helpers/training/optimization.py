@@ -46,6 +46,16 @@ def make_lr_scheduler(config: Config, optimizer: Optimizer, total_steps: int) ->
     )
 
 
+def set_learning_rate(scheduler: LRScheduler, learning_rate: float) -> None:
+    """Gives a schedule that was restored from a checkpoint the learning rate of this run's options."""
+    if all(base == learning_rate for base in scheduler.base_lrs):
+        return
+    for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] *= learning_rate / base
+        group["initial_lr"] = learning_rate
+    scheduler.base_lrs = [learning_rate] * len(scheduler.base_lrs)
+
+
 def average_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
     """Averages gradients over the ranks, in one message, for parameters that no distributed wrapper looks after."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

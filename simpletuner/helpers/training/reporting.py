@@ -48,21 +48,26 @@ class StepMetrics:
         self.stop_agreed = False
         self._accelerator = accelerator
         self._values: dict[str, list[Tensor]] = defaultdict(list)
+        self._host_values: dict[str, float] = {}
         self._closed: tuple[int, list[str], HostCopy, dict[str, float]] | None = None
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Adds one micro-batch's scalars."""
+        """Adds one micro-batch's scalars; those on the host are the same for all micro-batches and ranks."""
         for name, value in values.items():
-            self._values[name].append(value.detach().to(self._accelerator.device, torch.float32))
+            if value.device == self._accelerator.device:
+                self._values[name].append(value.detach().float())
+            else:
+                self._host_values[name] = float(value)
 
     def close(self, step: int, host_values: dict[str, float], *, stop: bool = False) -> dict[str, float] | None:
         """Ends `step` (counted from 1) and returns the step ended before it, as one row of numbers."""
         ready = self.flush()
         means = [torch.stack(values).mean() for values in self._values.values()]
-        vector = torch.stack([*means, torch.tensor(float(stop), device=self._accelerator.device)])
+        vector = torch.stack([*means, torch.full((), float(stop), device=self._accelerator.device)])
         vector = self._accelerator.reduce(vector, reduction="mean")
-        self._closed = (step, list(self._values), HostCopy(vector), host_values)
+        self._closed = (step, list(self._values), HostCopy(vector), self._host_values | host_values)
         self._values.clear()
+        self._host_values = {}
         return ready
 
     def flush(self) -> dict[str, float] | None:
@@ -78,12 +83,14 @@ class StepMetrics:
         *means, stop = copy.read()
         self.stop_agreed = stop > 0
         row = {"step": float(step)} | dict(zip(names, means, strict=True)) | host_values
-        if not math.isfinite(row["loss"]):
-            parts = ", ".join(f"{name} {value:g}" for name, value in row.items() if name != "step")
+        # Under fp16 a gradient that overflows is expected: the scaler skips the step.
+        vital = {"loss", "grad_norm"} if self._accelerator.mixed_precision != "fp16" else {"loss"}
+        if any(name in vital and not math.isfinite(value) for name, value in row.items()):
+            parts = ", ".join(f"{name} {value:g}" for name, value in zip(names, means, strict=True))
             raise NonFiniteLossError(
-                f"The loss is not finite at step {step}: {parts}. Nothing of it was saved. Lower learning_rate or the "
-                "weight of the part that is not finite, or set mixed_precision to 'bf16' or 'no'; then resume from the "
-                "last checkpoint."
+                f"The loss or its gradient is not finite at step {step}: {parts}. Nothing of it was saved. In the "
+                "first steps look at weights and data; later lower learning_rate, or the weight of the part that is "
+                "not finite, and resume from the last checkpoint."
             )
         return row
 
@@ -115,7 +122,9 @@ class Report:
         """Begins at `step`: rows of later steps, which a resumed run trains again, are removed from the file."""
         if self._main:
             kept = [row for row in read_metrics(self._path) if row["step"] <= step] if step > 0 else []
-            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            beside = self._path.with_suffix(".partial")
+            beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            beside.replace(self._path)
         self._progress.update(self._task, completed=step)
 
     def log(self, row: dict[str, float] | None) -> None:
@@ -139,7 +148,8 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

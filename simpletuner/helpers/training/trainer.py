@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import pickle
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,13 +30,14 @@ from simpletuner.helpers.data.sampler import BucketBatchSampler
 from simpletuner.helpers.data.samples import Sample
 from simpletuner.helpers.data.scan import find_samples
 from simpletuner.helpers.models.registry import foundation_class
-from simpletuner.helpers.training.checkpoints import find_resumable, save_checkpoint
+from simpletuner.helpers.training.checkpoints import find_resumable, require_same_shape, save_checkpoint
 from simpletuner.helpers.training.ema import averaged_weights, make_ema
 from simpletuner.helpers.training.optimization import (
     average_gradients,
     clip_gradients,
     make_lr_scheduler,
     make_optimizer,
+    set_learning_rate,
     without_group,
 )
 from simpletuner.helpers.training.reporting import Report, StepMetrics
@@ -41,6 +45,25 @@ from simpletuner.helpers.training.validation import validate, validation_prompts
 
 WEIGHTS_FILE = "weights.safetensors"
 PROJECTOR_OPTIMIZER_FILE = "projector_optimizer.pt"
+SHAPING_OPTIONS = (
+    "model_family",
+    "model_type",
+    "lora_rank",
+    "optimizer",
+    "use_ema",
+    *(f"{x}_{name}" for x in ("crepa", "urepa") for name in ("enabled", "projector", "projector_width")),
+    "crepa_encoder",
+    "crepa_block_index",
+    "crepa_feature_source",
+    "urepa_model",
+    "urepa_align_layers",
+    "irepa_enabled",
+    "irepa_projector_kernel_size",
+)
+# How long ranks wait for each other: one may scan, cache or sample alone meanwhile.
+PATIENCE = timedelta(hours=6)
+# How the trackers of accelerate call the name of a run.
+RUN_NAME_ARGUMENTS = {"wandb": "name", "mlflow": "run_name", "swanlab": "experiment_name", "trackio": "name"}
 STATISTICS_SAMPLES = 256  # samples over which a teacher without a normalisation of its own is standardised
 
 
@@ -51,6 +74,7 @@ def make_accelerator(config: Config) -> Accelerator:
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=None if config.report_to == "none" else config.report_to,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
     )
 
@@ -116,6 +140,10 @@ class Trainer:
     def _setup_model(self) -> None:
         """Loads the model and its regularizers; the model's own parameters and the projector's are kept apart."""
         foundation = self.foundation
+        if self.config.use_ema and self.accelerator.distributed_type is DistributedType.FSDP:
+            raise ValueError(
+                "use_ema is true, but under FSDP the averaged weights aren't kept yet: turn it off, or use DDP."
+            )
         set_seed(self.config.seed)  # the same weights whatever the data needed before
         model = foundation.load_model(self.total_steps)
         regularizer = foundation.alignment
@@ -128,12 +156,13 @@ class Trainer:
                     f"{regularizer.prefix}_enabled is true, but under DeepSpeed the projector isn't trained yet: use "
                     "DDP or FSDP2 (accelerate config)."
                 )
-            if foundation.needs_pixels and regularizer.teacher.needs_statistics:
-                regularizer.teacher.standardise(self._statistics_batches())
+            if not foundation.teacher_is_backbone and regularizer.teacher.needs_statistics:
+                regularizer.teacher.standardise(self.statistics_batches())
         # After the hooks of the capture, which a compiled model would not see later.
-        foundation.model = torch.compile(model) if self.config.compile_model else model
+        compiled: Any = torch.compile(model) if self.config.compile_model else model
+        foundation.model = compiled
 
-    def _statistics_batches(self) -> Iterator[Tensor]:
+    def statistics_batches(self) -> Iterator[Tensor]:
         """Pixels `(1, T, 3, H, W)` of samples spread evenly over the data; the same on every rank."""
         stride = max(1, len(self.samples) // STATISTICS_SAMPLES)
         for sample in self.samples[::stride][:STATISTICS_SAMPLES]:
@@ -172,10 +201,7 @@ class Trainer:
             NonFiniteLossError: the loss became NaN or infinite; checkpoints are untouched.
         """
         config, accelerator, foundation = self.config, self.accelerator, self.foundation
-        accelerator.init_trackers(
-            config.tracker_project_name,
-            init_kwargs={"wandb": {"name": config.tracker_run_name}} if config.tracker_run_name is not None else {},
-        )
+        self._start_trackers()
         batches, with_pixels = self._batches()
         metrics = StepMetrics(accelerator)
         micro_step, started = 0, time.perf_counter()
@@ -189,22 +215,18 @@ class Trainer:
                     batches.close()
                     batches, with_pixels = self._batches()
                 with accelerator.accumulate(self.model):
-                    batch = foundation.prepare_batch(next(batches), step=self.step, rows=self._rows(micro_step))
-                    output = foundation.model_predict(batch)
-                    base_loss = foundation.loss(output, batch)
-                    loss, logs = foundation.auxiliary_loss(output, batch, base_loss)
-                    accelerator.backward(loss)
+                    metrics.add(self._forward_backward(next(batches), micro_step))
                     if accelerator.sync_gradients:
                         metrics.add(self._finish_gradients())
                     self.optimizer.step()
                     self.optimizer.zero_grad()
-                metrics.add({"loss": loss, "base_loss": base_loss} | logs)
                 micro_step += 1
                 if not accelerator.sync_gradients:
                     continue
 
-                learning_rate = self.lr_scheduler.get_last_lr()[0]
-                self.lr_scheduler.step()
+                learning_rate = float(self.lr_scheduler.get_last_lr()[0])
+                if not self.optimizer.step_was_skipped:  # as fp16's scaler does when a gradient overflows
+                    self.lr_scheduler.step()
                 if self.ema is not None and (self.step + 1) % config.ema_update_interval == 0:
                     self.ema.step(self.parameters)
                 self.step += 1
@@ -221,7 +243,27 @@ class Trainer:
                 if self._due(config.validation_step_interval):
                     self.validate()
             report.log(metrics.flush())
-        self._finish()
+            self._finish()
+        self.accelerator.end_training()
+
+    def _start_trackers(self) -> None:
+        config, run_name = self.config, self.config.tracker_run_name
+        project, arguments = config.tracker_project_name, {}
+        if run_name is not None and config.report_to in RUN_NAME_ARGUMENTS:
+            arguments = {config.report_to: {RUN_NAME_ARGUMENTS[config.report_to]: run_name}}
+        elif run_name is not None:
+            project = f"{project}/{run_name}"
+        self.accelerator.init_trackers(project, init_kwargs=arguments)
+
+    def _forward_backward(self, batch: dict[str, Any], micro_step: int) -> dict[str, Tensor]:
+        """One micro-batch's loss and its gradients; returns what to log. Nothing of it outlives the call."""
+        foundation = self.foundation
+        prepared = foundation.prepare_batch(batch, step=self.step, rows=self._rows(micro_step))
+        output = foundation.model_predict(prepared)
+        base_loss = foundation.loss(output, prepared)
+        loss, logs = foundation.auxiliary_loss(output, prepared, base_loss)
+        self.accelerator.backward(loss)
+        return {"loss": loss.detach(), "base_loss": base_loss.detach()} | logs
 
     def _batches(self) -> tuple[Generator[dict[str, Any]], bool]:
         """Batches without end from where the sampler stands, with the real pixels only if a teacher needs them."""
@@ -260,7 +302,6 @@ class Trainer:
             self.validate()
             self.export(self.output_dir)
         self.accelerator.wait_for_everyone()  # the main process still writes while the others are done
-        self.accelerator.end_training()
 
     def validate(self) -> list[Path]:
         """Draws the validation samples from the averaged weights if there are any; none without a prompt."""
@@ -268,7 +309,9 @@ class Trainer:
             return []
         frames = max(sample.bucket.frames for sample in self.samples)
         with averaged_weights(self.ema, self.parameters):
-            return validate(self.config, self.foundation, self.accelerator, self.validation_text, self.step, frames)
+            files = validate(self.config, self.foundation, self.accelerator, self.validation_text, self.step, frames)
+        self.accelerator.wait_for_everyone()
+        return files
 
     # Stopping
 
@@ -299,7 +342,7 @@ class Trainer:
         folder = save_checkpoint(
             self.accelerator,
             self.output_dir,
-            {"step": self.step, "model_family": self.config.model_family, "model_type": self.config.model_type},
+            {"step": self.step, "options": self._shape()},
             self._write_state,
             self.config.checkpoints_total_limit,
         )
@@ -358,11 +401,28 @@ class Trainer:
                 )
             parameter.data.copy_(state[name])
 
+    def _shape(self) -> dict[str, Any]:
+        """The options that decide what a checkpoint holds."""
+        return {name: getattr(self.config, name) for name in SHAPING_OPTIONS}
+
     def _resume(self) -> None:
         found = find_resumable(self.config.resume_from_checkpoint, self.output_dir)
         if found is None:
             return
         folder, state = found
+        require_same_shape(folder, state["options"], self._shape())
+        try:
+            self._read_state(folder)
+        except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"resume_from_checkpoint: {folder} can't be read ({type(error).__name__}: {reason}). Remove it, or "
+                "name another one by its path."
+            ) from error
+        self.step = self._last_saved = state["step"]
+        set_learning_rate(self.lr_scheduler, self.config.learning_rate)
+
+    def _read_state(self, folder: Path) -> None:
         is_sharded = self.accelerator.distributed_type is DistributedType.FSDP
         with without_group(self.optimizer, self.projector_parameters if is_sharded else []):
             self.accelerator.load_state(str(folder))
@@ -372,7 +432,6 @@ class Trainer:
                 self.optimizer.optimizer.state[self.projector_parameters[int(index)]] = entry
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
-        self.step = self._last_saved = state["step"]
 
 
 def train(config: Config, *, live: bool = True) -> Trainer:

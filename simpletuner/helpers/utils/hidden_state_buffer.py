@@ -46,8 +46,7 @@ class _Capture:
         self._modules = modules
         self._raw: dict[int | str, Any] = {}
         self._enabled = False
-        for layer, module in modules.items():
-            module.register_forward_hook(self._hook(layer))
+        self._handles = [module.register_forward_hook(self._hook(layer)) for layer, module in modules.items()]
 
     def _hook(self, layer: int | str) -> Callable[[nn.Module, Any, Any], None]:
         def stash(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -94,6 +93,11 @@ class _Capture:
                 )
             self.buffer[layer_key(layer)] = hidden
         return self.buffer
+
+    def remove(self) -> None:
+        """Takes the hooks off the model; the capture is of no use afterwards."""
+        for handle in self._handles:
+            handle.remove()
 
     @property
     def depth(self) -> str:

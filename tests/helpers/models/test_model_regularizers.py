@@ -211,3 +211,34 @@ def test_from_scratch_needs_the_configuration_only(make_foundation: MakeFoundati
     fresh = random.load_model().state_dict()
     assert weights.keys() == fresh.keys()
     assert any(not torch.equal(weights[name], fresh[name]) for name in weights)
+
+
+def test_nothing_is_encoded_or_decoded_for_an_alignment_that_is_off_while_layersync_goes_on(
+    make_foundation: MakeFoundation, tiny_teacher: Path
+) -> None:
+    """Mistake 11: after the cutoff no teacher is asked and no VAE is loaded, although states are still captured."""
+    options = {"layersync_enabled": True, "layersync_student_block": 0, "layersync_teacher_block": 1}
+    foundation = make_foundation(
+        "sd3", crepa_enabled=True, crepa_encoder=str(tiny_teacher), crepa_cutoff_step=1, **options
+    )
+    foundation.load_model(max_train_steps=4)
+    for step in range(3):
+        batch = prepared(foundation, "sd3", step=step, pixels=torch.rand(2, 1, 3, 32, 48) if step == 0 else None)
+        output = foundation.model_predict(batch)
+        _, logs = foundation.auxiliary_loss(output, batch, foundation.loss(output, batch))
+        assert "layersync_loss" in logs
+    assert "crepa_loss" not in logs
+    assert foundation.vae is None
+
+
+def test_the_backbones_teacher_must_not_be_the_tap(make_foundation: MakeFoundation) -> None:
+    """Mistake 17's sibling: a block aligned to itself."""
+    foundation = make_foundation(
+        "sd3",
+        crepa_enabled=True,
+        crepa_feature_source="backbone",
+        crepa_block_index=1,
+        crepa_teacher_block_index=1,
+    )
+    with pytest.raises(ValueError, match="crepa_teacher_block_index is 1"):
+        foundation.load_model(max_train_steps=4)

@@ -76,9 +76,7 @@ def test_an_explicit_zero_is_zero_and_none_is_the_default() -> None:
     torch.testing.assert_close(token_only, 0.5 * logs["urepa_alignment_loss"])
     with_manifold, logs = urepa(urepa_manifold_weight=None).compute_loss(maps, frame_features=teacher)
     assert logs is not None and logs["urepa_manifold_loss"] > 0
-    torch.testing.assert_close(
-        with_manifold, 0.5 * (logs["urepa_alignment_loss"] + 3.0 * logs["urepa_manifold_loss"])
-    )
+    torch.testing.assert_close(with_manifold, 0.5 * (logs["urepa_alignment_loss"] + 3.0 * logs["urepa_manifold_loss"]))
     assert not LayerSyncRegularizer(
         SimpleNamespace(
             layersync_enabled=True, layersync_student_block=0, layersync_teacher_block=1, layersync_lambda=0.0
@@ -171,9 +169,7 @@ def test_urepa_projects_and_upsamples_to_the_teacher() -> None:
 def test_urepa_averages_several_layers_each_with_its_projector(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     regularizer = UrepaRegularizer(
-        SimpleNamespace(
-            urepa_enabled=True, urepa_align_layers=["mid", "enc_last"], urepa_model="efficientnet_lite0"
-        ),
+        SimpleNamespace(urepa_enabled=True, urepa_align_layers=["mid", "enc_last"], urepa_model="efficientnet_lite0"),
         None,
         6,
     )
@@ -278,9 +274,7 @@ def test_the_state_restores_projector_and_schedule_bit_for_bit() -> None:
         losses = []
         for step in steps:
             opt.zero_grad()
-            loss, _ = one.compute_loss(
-                tensor(1, 16, 6, seed=step), frame_features=tensor(1, 16, 6, seed=99), step=step
-            )
+            loss, _ = one.compute_loss(tensor(1, 16, 6, seed=step), frame_features=tensor(1, 16, 6, seed=99), step=step)
             assert loss is not None
             loss.backward()
             opt.step()

@@ -72,9 +72,7 @@ def test_gradients_equal_those_of_one_process(make_config: Callable[..., Path], 
     assert metrics(tmp_path, "two")[0]["loss"] == pytest.approx(metrics(tmp_path, "one")[0]["loss"], abs=1e-6)
 
 
-def test_both_ranks_cut_off_at_the_same_step_and_do_not_hang(
-    make_config: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_both_ranks_cut_off_at_the_same_step_and_do_not_hang(make_config: Callable[..., Path], tmp_path: Path) -> None:
     """Mistakes 12 and 13: the ranks see different similarities, decide alike, and go on without the loss."""
     config = make_config(
         "watched",

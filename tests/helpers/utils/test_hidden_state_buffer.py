@@ -92,7 +92,9 @@ def test_a_tap_inside_a_reentrant_checkpoint_is_refused() -> None:
 
     def reentrant(block: nn.Module, *arguments: Any) -> Any:
         # The block is called inside of the checkpointed function, and its output isn't what that function returns.
-        return checkpoint(lambda *a: tuple(t if t is None else t * 1 for t in block(*a)), *arguments, use_reentrant=True)
+        return checkpoint(
+            lambda *a: tuple(t if t is None else t * 1 for t in block(*a)), *arguments, use_reentrant=True
+        )
 
     model.enable_gradient_checkpointing(reentrant)
     with pytest.raises(RuntimeError, match="use_reentrant=False"), make_capture(model, 1):
@@ -201,7 +203,7 @@ def test_unet_layers_are_maps_around_the_middle(unet: UNet2DConditionModel) -> N
 
 
 def test_an_unknown_unet_layer_is_refused(unet: UNet2DConditionModel) -> None:
-    with pytest.raises(ValueError, match="'middle'.*mid, enc_last, dec_first"):
+    with pytest.raises(ValueError, match=r"'middle'.*mid, enc_last, dec_first"):
         UNetMidBlockCapture(unet, layers=("middle",))
 
 

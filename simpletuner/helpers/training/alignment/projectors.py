@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from simpletuner.helpers.training.alignment.geometry import TokenGrid, to_maps, to_tokens
 
 ProjectorName = Literal["linear", "mlp", "conv", "conv_gn"]
-MLP_WIDTH = 2048  # REPA's
 
 
 class GridProjector(nn.Module):
@@ -29,11 +28,13 @@ class GridProjector(nn.Module):
         return to_tokens(self.layers(to_maps(tokens, grid)), grid.frames)
 
 
-def make_projector(kind: ProjectorName, student_width: int, teacher_width: int, *, kernel_size: int = 3) -> nn.Module:
-    """Builds a projector in fp32.
+def make_projector(
+    kind: ProjectorName, student_width: int, teacher_width: int, *, width: int = 2048, kernel_size: int = 3
+) -> nn.Module:
+    """Builds a projector in fp32, with Xavier weights and zero biases.
 
     Args:
-        kind: "linear": LayerNorm and Linear · "mlp": Linear-SiLU-Linear-SiLU-Linear of width 2048 (REPA, 2410.06940) ·
+        kind: "linear": LayerNorm and Linear · "mlp": Linear-SiLU-Linear-SiLU-Linear of `width` (REPA, 2410.06940) ·
             "conv": a `kernel_size`² convolution (iREPA, 2512.10794) · "conv_gn": 1×1 convolution without bias,
             GroupNorm(32), GELU (the SD-1.5 recipe of U-REPA).
     """
@@ -41,11 +42,11 @@ def make_projector(kind: ProjectorName, student_width: int, teacher_width: int, 
         projector: nn.Module = nn.Sequential(nn.LayerNorm(student_width), nn.Linear(student_width, teacher_width))
     elif kind == "mlp":
         projector = nn.Sequential(
-            nn.Linear(student_width, MLP_WIDTH),
+            nn.Linear(student_width, width),
             nn.SiLU(),
-            nn.Linear(MLP_WIDTH, MLP_WIDTH),
+            nn.Linear(width, width),
             nn.SiLU(),
-            nn.Linear(MLP_WIDTH, teacher_width),
+            nn.Linear(width, teacher_width),
         )
     elif kind == "conv":
         if kernel_size % 2 == 0:

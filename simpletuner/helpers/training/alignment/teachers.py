@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -46,9 +46,9 @@ class Encoder(nn.Module):
 class TimmViT(Encoder):
     """A vision transformer of timm: the normalised patch tokens, without class and register tokens."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         patch_embed = getattr(model, "patch_embed", None)
         if patch_embed is None or not hasattr(model, "num_prefix_tokens"):
             raise ValueError(
@@ -111,7 +111,7 @@ class EfficientNetLite0(Encoder):
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         tokens, grid = self.raw_tokens(images)
-        return (tokens - self.channel_mean) / self.channel_std, grid
+        return (tokens.float() - self.channel_mean) / self.channel_std, grid
 
 
 class Teacher:
@@ -139,6 +139,11 @@ class Teacher:
         if dtype is None:
             dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         self.encoder = encoder.eval().requires_grad_(False).to(self.device, dtype)
+        for name, value in self.encoder.named_buffers(recurse=False):
+            self.encoder.register_buffer(name, value.float())  # statistics are not to be rounded
+        mean, std = (torch.tensor(values, device=self.device) for values in (encoder.mean, encoder.std))
+        self._mean, self._std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+        self._standardised = False
         self.name = name
         self.image_size = image_size
         self.frames_batch_size = frames_batch_size
@@ -152,23 +157,24 @@ class Teacher:
     @property
     def needs_statistics(self) -> bool:
         """Whether `standardise` must be called before `encode`."""
-        return isinstance(self.encoder, EfficientNetLite0) and not bool(self.encoder.channel_std.any())
+        return isinstance(self.encoder, EfficientNetLite0) and not self._standardised
 
     def standardise(self, batches: Iterable[Tensor]) -> None:
         """Measures mean and standard deviation of each channel over pixels `(B, T, 3, H, W)` in [0, 1]."""
         if not isinstance(self.encoder, EfficientNetLite0):
             raise ValueError(f"The encoder {self.name} normalises its tokens itself; only efficientnet_lite0 doesn't.")
-        count, total, squares = 0, 0.0, 0.0
+        count, total, squares = 0, torch.zeros(self.width).double(), torch.zeros(self.width).double()
         for pixels in batches:
             with torch.inference_mode():
-                tokens = self.encoder.raw_tokens(self._prepare(pixels, None, 1))[0].double().flatten(0, 1)
+                tokens = self.encoder.raw_tokens(self._prepare(pixels, None, 1))[0].cpu().double().flatten(0, 1)
             count, total, squares = count + len(tokens), total + tokens.sum(0), squares + tokens.square().sum(0)
         if count < 2:
             raise ValueError("standardise got no pixels to measure the teacher's channels on.")
-        mean = torch.as_tensor(total / count)
+        mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
         self.encoder.channel_mean.copy_(mean)
         self.encoder.channel_std.copy_(std + 1e-6)
+        self._standardised = True
 
     def encode(
         self, pixels: Tensor, *, student_grid: TokenGrid | None = None, scale: int = 1
@@ -216,8 +222,7 @@ class Teacher:
         images = pixels.flatten(0, 1).to(self.device, torch.float32)
         if tuple(images.shape[-2:]) != size:
             images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (self.encoder.mean, self.encoder.std))
-        return ((images - mean) / std).to(self.dtype)
+        return ((images - self._mean) / self._std).to(self.dtype)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The channel statistics, if it has any: what a resumed run must not measure again."""
@@ -228,6 +233,7 @@ class Teacher:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, value in state.items():
             self.encoder.get_buffer(name).copy_(value)
+        self._standardised = self._standardised or bool(state)
 
 
 def load_encoder(name: str) -> Encoder:
@@ -270,7 +276,7 @@ def _dinov2_architecture(name: str) -> str:
     return f"vit_{DINOV2[base]}_patch14_{'reg4_' if registers else ''}dinov2.lvd142m"
 
 
-def _load_local(path: Path) -> nn.Module:
+def _load_local(path: Path) -> Any:
     weights = path / "model.safetensors" if path.is_dir() else path
     description = weights.with_name("config.json")
     if weights.suffix != ".safetensors" or not weights.is_file() or not description.is_file():
@@ -280,12 +286,16 @@ def _load_local(path: Path) -> nn.Module:
         )
     try:
         facts = json.loads(description.read_text(encoding="utf-8"))
-        model = timm.create_model(
+        model: Any = timm.create_model(
             facts["architecture"], num_classes=0, dynamic_img_size=True, **facts.get("model_args", {})
         )
         model.load_state_dict(load_file(weights))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"The encoder {str(path)!r} can't be loaded ({type(error).__name__}: {error}).") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"The encoder {str(path)!r} can't be loaded ({type(error).__name__}: {reason}). Its weights must fit the "
+            "architecture that its config.json names."
+        ) from error
     model.pretrained_cfg.update(facts.get("pretrained_cfg", {}))
     return model
 

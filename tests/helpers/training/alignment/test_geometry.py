@@ -95,7 +95,7 @@ def test_video_tokens_divide_into_frames_by_their_grid() -> None:
     frames = split_frames(tokens, TokenGrid(3, 4, 5))
     assert frames.shape == (2, 3, 20, 1)
     assert frames[0, 1, 0, 0] == 20
-    with pytest.raises(ValueError, match="60, 1.*don't fill the token grid 3×4×4"):
+    with pytest.raises(ValueError, match=r"60, 1.*don't fill the token grid 3×4×4"):
         split_frames(tokens, TokenGrid(3, 4, 4))
 
 

@@ -82,10 +82,7 @@ def test_crepa_equals_the_double_loop(
     )
     torch.testing.assert_close(score.double(), torch.tensor(expected).double(), atol=1e-5, rtol=0)
     own = [
-        [
-            sum(cosine(student[b, f, n], teacher[b, f, n]) for n in range(shape[2])) / shape[2]
-            for f in range(shape[1])
-        ]
+        [sum(cosine(student[b, f, n], teacher[b, f, n]) for n in range(shape[2])) / shape[2] for f in range(shape[1])]
         for b in range(shape[0])
     ]
     torch.testing.assert_close(similarity.double(), torch.tensor(own).double(), atol=1e-5, rtol=0)

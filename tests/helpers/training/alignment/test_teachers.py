@@ -90,9 +90,7 @@ def test_auto_gives_the_students_grid(folder: Path) -> None:
     "name",
     ["dinov2", "resnet18", "dinov2_vitx14", "dinov2_vitb14_foo", "timm/no_such_model", "folder-without-a-model"],
 )
-def test_an_encoder_that_cannot_be_loaded_is_named(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_encoder_that_cannot_be_loaded_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder-without-a-model").mkdir()
     with pytest.raises(ValueError, match=name):

@@ -1,0 +1,1 @@
+"""Measurements that don't depend on the trainer: distances, similarities, probes, reference data and plots."""
