@@ -39,13 +39,16 @@ REPA: dict[str, Any] = {
 }
 
 
-def run_demo(output: Path, dataset: Path | None = None, *, steps: int = STEPS, seed: int = 0) -> int:
+def run_demo(
+    output: Path, dataset: Path | None = None, *, steps: int = STEPS, seed: int = 0, samples: int = 500
+) -> int:
     """Runs the comparison and writes `curves.png`, `samples.png` and `report.md`; returns the exit code.
 
     Args:
         output: folder for everything that is written.
         dataset: a folder of images by class; None takes scikit-learn's handwritten digits.
         steps: of each run; measured at five points from a third on.
+        samples: drawn from each model at each measurement.
     """
     console, started = Console(), time.perf_counter()
     try:
@@ -58,7 +61,7 @@ def run_demo(output: Path, dataset: Path | None = None, *, steps: int = STEPS, s
     console.print("Training the classifier that will judge the samples, on images of its own …")
     accuracy = prepare(splits, output, classifier_epochs=40)
     console.print(f"It names {accuracy:.1%} of the held-out images rightly.")
-    arms = _arms(output, splits, steps, seed)
+    arms = _arms(output, splits, steps, seed, samples)
     with _progress(console) as progress:
         tasks = {arm.name: progress.add_task(arm.name, total=steps, parts="") for arm in arms}
         run_arms(arms, at_once=min(len(arms), cores()), on_progress=lambda running: _show(progress, tasks, running))
@@ -74,13 +77,13 @@ def run_demo(output: Path, dataset: Path | None = None, *, steps: int = STEPS, s
     return 0
 
 
-def _arms(output: Path, splits: Splits, steps: int, seed: int) -> list[Arm]:
+def _arms(output: Path, splits: Splits, steps: int, seed: int, samples: int) -> list[Arm]:
     shared: dict[str, Any] = {"max_train_steps": steps, "seed": seed, "report_to": "tensorboard"}
     measuring: dict[str, Any] = {
         "measure_at": sorted({step * steps // STEPS for step in MEASURE_AT} - {0}),
         "features": "own",
         "tap": REPA["crepa_block_index"],
-        "samples": 500,
+        "samples": samples,
         "threads": max(1, cores() // 2),
     }
     return [

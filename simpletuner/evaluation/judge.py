@@ -72,7 +72,9 @@ class Judge:
         probe: bool,
         plain_classifier: SmallClassifier | None = None,
     ) -> None:
-        self.classifier, self.plain_classifier = classifier, plain_classifier
+        judges = {"frechet_distance": classifier, "plain_distance": plain_classifier}
+        self.classifiers = {name: judge for name, judge in judges.items() if judge is not None}
+        self.references = {n: gaussian_statistics(c.features(held_out.images)) for n, c in self.classifiers.items()}
         self.held_out, self.tap, self.denoising = held_out, tap, denoising
         self.teacher_tokens = teacher_tokens[:CKNNA_IMAGES]
         self.probe_images = train.select(torch.arange(min(PROBE_IMAGES, len(train)))) if probe else None
@@ -95,20 +97,20 @@ class Judge:
         if self.probe_images is not None:
             seen = self._hidden_states(model, self.probe_images)
             probe = linear_probe(seen, self.probe_images.labels, hidden, self.held_out.labels)
+        distances = {
+            name: frechet_distance(*gaussian_statistics(judge.features(samples)), *self.references[name])
+            for name, judge in self.classifiers.items()
+        }
         measures = Measures(
             step=step,
-            frechet_distance=self._distance(self.classifier, samples),
-            plain_distance=None if self.plain_classifier is None else self._distance(self.plain_classifier, samples),
+            frechet_distance=distances["frechet_distance"],
+            plain_distance=distances.get("plain_distance"),
             held_out_loss=self._held_out_loss(model),
             cknna=cknna(hidden[: len(self.teacher_tokens)], self.teacher_tokens),
             probe=probe,
             seconds=seconds,
         )
         return measures, samples
-
-    def _distance(self, classifier: SmallClassifier, samples: Tensor) -> float:
-        found, wanted = (gaussian_statistics(classifier.features(x)) for x in (samples, self.held_out.images))
-        return frechet_distance(*found, *wanted)
 
     def sample(self, model: Any) -> Tensor:
         """Samples, of every class alike if the model is told it: `(n, C, H, W)` in [0, 1]."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from simpletuner.helpers.utils.host_copy import HostCopy
 
 METRICS_FILE = "metrics.jsonl"
+CLOCK = ("step", "step_seconds")  # what is no part of the loss
 # What the progress bar shows, where it is there, and how it calls it.
 SHOWN = {
     "base_loss": "loss",
@@ -86,7 +87,7 @@ class StepMetrics:
         # Under fp16 a gradient that overflows is expected: the scaler skips the step.
         vital = {"loss", "grad_norm"} if self._accelerator.mixed_precision != "fp16" else {"loss"}
         if any(name in vital and not math.isfinite(value) for name, value in row.items()):
-            parts = ", ".join(f"{name} {value:g}" for name, value in zip(names, means, strict=True))
+            parts = ", ".join(f"{name} {value:g}" for name, value in row.items() if name not in CLOCK)
             raise NonFiniteLossError(
                 f"The loss or its gradient is not finite at step {step}: {parts}. Nothing of it was saved. In the "
                 "first steps look at weights and data; later lower learning_rate, or the weight of the part that is "

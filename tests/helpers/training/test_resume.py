@@ -74,15 +74,14 @@ def test_resumed_losses_are_bit_for_bit_those_of_an_uninterrupted_run(config: Pa
 def test_sigterm_saves_and_stops(config: Path, tmp_path: Path) -> None:
     """The step in flight is finished, a checkpoint written, and the run goes on from there."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "simpletuner.cli", "train", "--config", str(config), "--max_train_steps", "100000"],
+        [sys.executable, "-m", "simpletuner.cli", "train", "--config", str(config), "--max_train_steps", "400"],
         cwd=ROOT,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stderr is not None
-    while not (tmp_path / "run" / "checkpoint-5").is_dir() and process.poll() is None:
-        os.sched_yield()
+    next(line for line in process.stderr if line.startswith("step"))
     process.send_signal(signal.SIGTERM)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 0, errors
@@ -114,3 +113,23 @@ def test_a_checkpoint_of_another_lora_is_refused(config: Path) -> None:
     other = train(config, "--lora_rank", "8", "--resume_from_checkpoint", "latest")
     assert other.returncode == 2
     assert "lora_rank" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_a_changed_option_that_shapes_the_state_is_refused_by_name(config: Path) -> None:
+    first = train(config, "--max_train_steps", "6")
+    assert first.returncode == 0, first.stderr
+    for flags, words in (
+        (["--optimizer", "sgd"], "optimizer was 'adamw' and is 'sgd'"),
+        (["--crepa_projector", "mlp"], "crepa_projector was 'linear' and is 'mlp'"),
+    ):
+        other = train(config, *flags, "--resume_from_checkpoint", "latest")
+        assert other.returncode == 2
+        assert words in other.stderr and "Traceback" not in other.stderr
+
+
+def test_a_changed_learning_rate_takes_effect(config: Path, tmp_path: Path) -> None:
+    assert train(config, "--max_train_steps", "6", "--lr_scheduler", "constant_with_warmup").returncode == 0
+    flags = ["--learning_rate", "0.004", "--max_train_steps", "8", "--lr_scheduler", "constant_with_warmup"]
+    resumed = train(config, *flags, "--resume_from_checkpoint", "latest")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [row["learning_rate"] for row in metrics(tmp_path)[5:]] == pytest.approx([0.01, 0.004, 0.004])
