@@ -44,7 +44,7 @@ class Arm:
         name: of the arm in tables and figures.
         options: of the run's `Config`.
         data: folder with `train` and `held_out`, images by class, and the classifier.
-        size: side of the images in pixels.
+        size, channels: of the images: their side in pixels, and 1 or 3.
         measure_at: after which steps to measure.
         features: where the teacher's features come from: "step" encodes the pixels in the step, as any run does;
             "own" computes each image's features once before; "other" gives each image those of another: the control.
@@ -64,6 +64,7 @@ class Arm:
     denoising: int = 16
     probe: bool = False
     threads: int = 1
+    channels: int = 1
 
     @property
     def folder(self) -> Path:
@@ -81,7 +82,10 @@ def run_arm(arm: Arm) -> None:
     if foundation.alignment is not None and arm.features != "step":
         foundation.feature_source = precomputed_features(trainer, teacher, other=arm.features == "other")
     feature_seconds = time.perf_counter() - since
-    train, held_out = (read_class_folders(Path(arm.data) / part, size=arm.size) for part in ("train", "held_out"))
+    train, held_out = (
+        read_class_folders(Path(arm.data) / part, size=arm.size, channels=arm.channels)
+        for part in ("train", "held_out")
+    )
     plain = Path(arm.data) / PLAIN_CLASSIFIER_FILE
     judge = Judge(
         load_classifier(Path(arm.data) / CLASSIFIER_FILE),

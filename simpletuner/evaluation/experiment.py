@@ -73,7 +73,7 @@ def make_arm(
         options: what this arm adds to the options that all share; at least `max_train_steps` and `seed`.
         measuring: further fields of `Arm`.
     """
-    size = splits.train.images.shape[-1]
+    channels, size = splits.train.images.shape[1:3]
     shared: dict[str, Any] = {
         "model_family": "dit",
         "model_type": "full",
@@ -103,6 +103,7 @@ def make_arm(
         options=shared | options,
         data=str(folder / "data"),
         size=size,
+        channels=channels,
         conditional=conditional,
         **measuring,
     )

@@ -55,7 +55,7 @@ class StepMetrics:
     def add(self, values: dict[str, Tensor]) -> None:
         """Adds one micro-batch's scalars; those on the host are the same for all micro-batches and ranks."""
         for name, value in values.items():
-            if value.device == self._accelerator.device:
+            if value.device.type == self._accelerator.device.type:
                 self._values[name].append(value.detach().float())
             else:
                 self._host_values[name] = float(value)
@@ -89,9 +89,9 @@ class StepMetrics:
         if any(name in vital and not math.isfinite(value) for name, value in row.items()):
             parts = ", ".join(f"{name} {value:g}" for name, value in row.items() if name not in CLOCK)
             raise NonFiniteLossError(
-                f"The loss or its gradient is not finite at step {step}: {parts}. Nothing of it was saved. In the "
-                "first steps look at weights and data; later lower learning_rate, or the weight of the part that is "
-                "not finite, and resume from the last checkpoint."
+                f"The loss or its gradient is not finite at step {step}: {parts}. Nothing of it was saved. "
+                "Lower learning_rate, or the weight of the part that is not finite, and resume from the last "
+                "checkpoint; in the first steps look at weights and data too."
             )
         return row
 

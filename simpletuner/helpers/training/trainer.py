@@ -224,7 +224,7 @@ class Trainer:
                 if not accelerator.sync_gradients:
                     continue
 
-                learning_rate = float(self.lr_scheduler.get_last_lr()[0])
+                learning_rate = float(self.optimizer.param_groups[0]["lr"])
                 if not self.optimizer.step_was_skipped:  # as fp16's scaler does when a gradient overflows
                     self.lr_scheduler.step()
                 if self.ema is not None and (self.step + 1) % config.ema_update_interval == 0:
