@@ -30,7 +30,7 @@ from simpletuner.evaluation.plots import Curve, Panel, plot_curves
 
 BASELINE, ALIGNED, CONTROL = "without", "REPA", "control"
 FEATURES = {BASELINE: "own", ALIGNED: "own", CONTROL: "other"}
-SHARES = (0.5, 0.6, 0.7, 0.8, 1.0)  # of the run, after which it is measured
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)  # of the run, after which it is measured
 # Tuned on seed 100, which isn't among those reported; the control was never tuned.
 REPA: dict[str, Any] = {
     "crepa_enabled": True,

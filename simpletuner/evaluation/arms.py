@@ -22,7 +22,7 @@ from torch import Tensor
 from simpletuner.configuration import Config
 from simpletuner.evaluation.classifier import load_classifier
 from simpletuner.evaluation.datasets import read_class_folders
-from simpletuner.evaluation.judge import CHUNK, CKNNA_IMAGES, Judge, mean_tokens
+from simpletuner.evaluation.judge import CHUNK, Judge
 from simpletuner.helpers.models.taps import Batch, FeatureSource
 from simpletuner.helpers.training.alignment.geometry import TokenGrid
 from simpletuner.helpers.training.alignment.teachers import Teacher, make_teacher
@@ -91,7 +91,7 @@ def run_arm(arm: Arm) -> None:
         load_classifier(Path(arm.data) / CLASSIFIER_FILE),
         train,
         held_out,
-        mean_tokens([_encode(teacher, images)[0] for images in held_out.images[:CKNNA_IMAGES].split(CHUNK)]),
+        lambda images: _encode(teacher, images)[0].flatten(1, 2).mean(1),
         tap=arm.tap,
         conditional=arm.conditional,
         samples=arm.samples,

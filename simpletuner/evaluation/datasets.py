@@ -55,6 +55,11 @@ class LabelledImages:
         """The images at `indices`, in that order."""
         return LabelledImages(self.images[indices], self.labels[indices], self.names)
 
+    def spread(self, count: int) -> LabelledImages:
+        """At most `count` images, evenly spaced: of images that are sorted by class, every class has its share."""
+        count = min(count, len(self))
+        return self.select(torch.arange(count) * len(self) // max(1, count))
+
 
 @dataclass(frozen=True)
 class Splits:

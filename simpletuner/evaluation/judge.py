@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,7 @@ from simpletuner.helpers.models.capture import capture_hidden_states
 
 SIGMA = 0.3  # noise level at which hidden states are looked at
 CHUNK = 250
-PROBE_IMAGES = 2000
-CKNNA_IMAGES = 1000
+EXAMINED_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Measures:
         frechet_distance: between samples and held-out images, in the classifier's features; lower is better.
         plain_distance: the same in the features of a classifier trained without noise and shifts, which answers to
             faint texture more than to what a sample shows; None without such a one.
-        held_out_loss: flow-matching loss on held-out images; it proves nothing.
+        held_out_loss: flow-matching loss on the examined held-out images; it proves nothing.
         cknna: agreement of the hidden states' neighbours with the teacher's (arXiv 2405.07987); higher is better.
         probe: accuracy of a linear probe of the hidden states on held-out images; None where it wasn't asked for.
         seconds: of training until then, without measuring.
@@ -49,12 +48,13 @@ class Judge:
 
     Args:
         classifier: its features measure the samples; it and the model have seen no image in common.
-        train, held_out: images; `train` is what the model is trained on, for the linear probe.
-        teacher_tokens: the teacher's features of the first held-out images, averaged over tokens: `(n, D)`.
+        train, held_out: images by class; samples are compared with all of `held_out`, and `examined` of it, of all
+            classes alike, are what hidden states and losses are measured on.
+        teacher_tokens: the teacher's features of images `(n, C, H, W)`, averaged over tokens: `(n, D)`.
         tap: the transformer block whose hidden states are compared.
         conditional: whether the model is told the class of what it samples.
         samples, denoising: how many samples are drawn, by how many Euler steps.
-        probe: whether to fit the linear probe.
+        probe: whether to fit the linear probe, on `examined` images of `train`.
         plain_classifier: a second one, for `Measures.plain_distance`.
     """
 
@@ -63,7 +63,7 @@ class Judge:
         classifier: SmallClassifier,
         train: LabelledImages,
         held_out: LabelledImages,
-        teacher_tokens: Tensor,
+        teacher_tokens: Callable[[Tensor], Tensor],
         *,
         tap: int,
         conditional: bool,
@@ -71,32 +71,34 @@ class Judge:
         denoising: int,
         probe: bool,
         plain_classifier: SmallClassifier | None = None,
+        examined: int = EXAMINED_IMAGES,
     ) -> None:
         judges = {"frechet_distance": classifier, "plain_distance": plain_classifier}
         self.classifiers = {name: judge for name, judge in judges.items() if judge is not None}
         self.references = {n: gaussian_statistics(c.features(held_out.images)) for n, c in self.classifiers.items()}
-        self.held_out, self.tap, self.denoising = held_out, tap, denoising
-        self.teacher_tokens = teacher_tokens[:CKNNA_IMAGES]
-        self.probe_images = train.select(torch.arange(min(PROBE_IMAGES, len(train)))) if probe else None
+        self.tap, self.denoising = tap, denoising
+        self.examined = held_out.spread(examined)
+        self.probe_images = train.spread(examined) if probe else None
+        self.teacher_tokens = torch.cat([teacher_tokens(images) for images in self.examined.images.split(CHUNK)])
         classes = len(held_out.names)
-        no_class = torch.full((max(len(held_out), samples),), classes)
-        self.held_out_labels = held_out.labels if conditional else no_class[: len(held_out)]
-        self.sample_labels = balanced_labels(samples, classes) if conditional else no_class[:samples]
+        self.sample_labels = balanced_labels(samples, classes) if conditional else torch.full((samples,), classes)
+        labels = self.examined.labels
+        self.loss_labels = labels if conditional else torch.full_like(labels, classes)
         generator = torch.Generator().manual_seed(0)
         self.noise = torch.randn(samples, *held_out.images.shape[1:], generator=generator)
-        self.held_out_noise = torch.randn(held_out.images.shape, generator=generator)
+        self.loss_noise = torch.randn(self.examined.images.shape, generator=generator)
         # The fractional parts of multiples of the golden ratio: evenly spread, in no order.
-        self.sigmas = (torch.arange(len(held_out)) * 0.6180339887) % 1.0
+        self.sigmas = (torch.arange(len(labels)) * 0.6180339887) % 1.0
 
     @torch.no_grad()
     def measure(self, model: Any, step: int, seconds: float) -> tuple[Measures, Tensor]:
         """Measures a diffusers DiT in evaluation mode; returns the samples `(n, C, H, W)` in [0, 1] too."""
         samples = self.sample(model)
-        hidden = self._hidden_states(model, self.held_out)
+        hidden = self._hidden_states(model, self.examined)
         probe = None
         if self.probe_images is not None:
             seen = self._hidden_states(model, self.probe_images)
-            probe = linear_probe(seen, self.probe_images.labels, hidden, self.held_out.labels)
+            probe = linear_probe(seen, self.probe_images.labels, hidden, self.examined.labels)
         distances = {
             name: frechet_distance(*gaussian_statistics(judge.features(samples)), *self.references[name])
             for name, judge in self.classifiers.items()
@@ -106,7 +108,7 @@ class Judge:
             frechet_distance=distances["frechet_distance"],
             plain_distance=distances.get("plain_distance"),
             held_out_loss=self._held_out_loss(model),
-            cknna=cknna(hidden[: len(self.teacher_tokens)], self.teacher_tokens),
+            cknna=cknna(hidden, self.teacher_tokens),
             probe=probe,
             seconds=seconds,
         )
@@ -122,15 +124,13 @@ class Judge:
         return latents_to_pixels(latents)
 
     def _held_out_loss(self, model: Any) -> float:
-        latents = self.held_out.images * 2 - 1
-        noisy = torch.lerp(latents, self.held_out_noise, self.sigmas.view(-1, 1, 1, 1))
+        latents = self.examined.images * 2 - 1
+        noisy = torch.lerp(latents, self.loss_noise, self.sigmas.view(-1, 1, 1, 1))
         errors = []
         for rows in torch.arange(len(latents)).split(CHUNK):
-            labels = self.held_out_labels[rows]
-            prediction = model(noisy[rows], timestep=self.sigmas[rows] * 1000, class_labels=labels, return_dict=False)[
-                0
-            ]
-            errors.append((prediction - (self.held_out_noise[rows] - latents[rows])).square().flatten(1).mean(1))
+            labels, times = self.loss_labels[rows], self.sigmas[rows] * 1000
+            prediction = model(noisy[rows], timestep=times, class_labels=labels, return_dict=False)[0]
+            errors.append((prediction - (self.loss_noise[rows] - latents[rows])).square().flatten(1).mean(1))
         return float(torch.cat(errors).mean())
 
     def _hidden_states(self, model: Any, data: LabelledImages) -> Tensor:
@@ -148,8 +148,3 @@ class Judge:
         finally:
             capture.remove()
         return torch.cat(found)
-
-
-def mean_tokens(features: Sequence[Tensor]) -> Tensor:
-    """Teacher features `(B, T, N, D)` of several batches, averaged over frames and tokens: `(n, D)`."""
-    return torch.cat([batch.flatten(1, 2).mean(1) for batch in features])

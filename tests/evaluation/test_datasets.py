@@ -163,3 +163,15 @@ def test_folder_errors_name_the_file_and_the_mend(tmp_path: Path) -> None:
 def test_folder_splits_use_every_image(tmp_path: Path) -> None:
     splits = folder_splits(write_class_folders(numbered_images(64, 2), tmp_path), size=4)
     assert [len(splits.train), len(splits.held_out), len(splits.classifier)] == [32, 16, 16]
+
+
+@given(count=st.integers(0, 60), asked=st.integers(0, 80))
+def test_spread_takes_each_at_most_once_in_order(count: int, asked: int) -> None:
+    chosen = numbered_images(count, 1).spread(asked) if count else numbered_images(1, 1).spread(0)
+    values = (chosen.images[:, 0, 0, 0] * 255).round().tolist()
+    assert len(values) == min(count, asked)
+    assert values == sorted(set(values))
+
+
+def test_spread_keeps_the_shares_of_sorted_classes() -> None:
+    assert numbered_images(60, 3).spread(12).labels.bincount().tolist() == [4, 4, 4]
