@@ -1,4 +1,4 @@
-"""REPA in a plain diffusers training loop. The five lines marked `REPA` are all that it takes.
+"""REPA in a plain diffusers training loop: the five lines marked `REPA`, and its keys in the loop's own settings.
 
 Trains a small DiT from scratch on scikit-learn's handwritten digits: `python examples/own_loop.py`.
 """
@@ -16,8 +16,13 @@ from torch.nn import functional as F
 
 from simpletuner import CrepaRegularizer, capture_hidden_states
 
-BLOCK = 2
-OPTIONS = SimpleNamespace(crepa_enabled=True, crepa_encoder="efficientnet_lite0", crepa_encoder_image_size=112)
+SETTINGS = SimpleNamespace(
+    learning_rate=1e-3,
+    block=2,
+    crepa_enabled=True,
+    crepa_encoder="efficientnet_lite0",
+    crepa_encoder_image_size=112,
+)
 
 
 def load_images() -> tuple[Tensor, Tensor]:
@@ -43,10 +48,10 @@ def main(steps: int = 50, batch_size: int = 16) -> list[dict[str, float]]:
         norm_num_groups=1,
     )
     model.train()
-    repa = CrepaRegularizer(OPTIONS, None, hidden_size=128).attach_to_model(model)  # REPA: create, attach
+    repa = CrepaRegularizer(SETTINGS, None, hidden_size=128).attach_to_model(model)  # REPA: create, attach
     repa.teacher.standardise([images[:256, None]])  # REPA: this teacher's channels are standardised over the data
-    capture = capture_hidden_states(model, BLOCK)  # REPA: capture
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    capture = capture_hidden_states(model, SETTINGS.block)  # REPA: capture
+    optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS.learning_rate)
 
     history = []
     for step in range(steps):
@@ -57,13 +62,13 @@ def main(steps: int = 50, batch_size: int = 16) -> list[dict[str, float]]:
         with capture as hidden:  # REPA: around the forward
             prediction = model(noisy, timestep=sigmas * 1000, class_labels=classes[rows]).sample
         loss = base_loss = F.mse_loss(prediction, noise - latents)
-        loss, logs = repa.add_loss(loss, hidden[f"layer_{BLOCK}"], pixels=images[rows], step=step)  # REPA: add
+        loss, logs = repa.add_loss(loss, hidden[f"layer_{SETTINGS.block}"], pixels=images[rows], step=step)  # REPA: add
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        history.append({"loss": base_loss.item(), "similarity": logs["crepa_similarity"].item()})
+        history.append({"loss": base_loss.item()} | {name: value.item() for name, value in logs.items()})
         if step % 10 == 0:
-            print(f"step {step}: loss {history[-1]['loss']:.3f}, similarity {history[-1]['similarity']:.3f}")
+            print(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in history[-1].items()))
     return history
 
 

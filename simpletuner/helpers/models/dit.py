@@ -136,7 +136,10 @@ class DitFoundation(ImageModelFoundation):
     # Model
 
     def forward(self, prepared_batch: Batch) -> Tensor:
-        prediction = self.model(
+        return self._predict(self.model, prepared_batch)
+
+    def _predict(self, model: Any, prepared_batch: Batch) -> Tensor:
+        prediction = model(
             self.noisy_input(prepared_batch),
             timestep=prepared_batch["timesteps"],
             class_labels=prepared_batch["text"]["class_labels"],
@@ -160,9 +163,11 @@ class DitFoundation(ImageModelFoundation):
         return latents
 
     def _guided(self, latents: Tensor, time: Tensor, text: TextEmbeds, negative: TextEmbeds, guidance: float) -> Tensor:
+        model = self.unwrap_model()  # one rank samples alone, and a distributed wrapper would wait for the others
+
         def predict(condition: TextEmbeds) -> Tensor:
             times = time.expand(len(latents))
-            return self.forward({"noisy_latents": latents, "timesteps": times, "text": condition}).float()
+            return self._predict(model, {"noisy_latents": latents, "timesteps": times, "text": condition}).float()
 
         if guidance == 1:
             return predict(text)

@@ -230,6 +230,8 @@ class TappedModel(ABC):
         """
         if self.alignment is not None:
             self.alignment.begin_step(prepared_batch["step"])
+            if not self.alignment.wants_hidden_states():
+                self._tiny_autoencoder = None  # its memory is free again
         output: Batch = {"hidden_states_buffer": self.buffer}
         if self._capture is None or not self.wants_hidden_states():
             self.buffer.clear()

@@ -56,7 +56,7 @@ class AlignmentRegularizer(Generic[Options]):
 
     Args:
         config: any object with the option names as attributes; a missing one, or None, means the default.
-        accelerator: gives the device (None: CPU).
+        accelerator: gives the device; None takes the model's, when it is attached.
         hidden_size: D, the width of the student's hidden states.
         model_foundation: gives the mode, and decodes latents where neither features nor pixels are passed.
         max_train_steps: length of the run; decays "for the rest of the run" and the plateau rule need it.
@@ -80,6 +80,7 @@ class AlignmentRegularizer(Generic[Options]):
         self.options = read_options(self.OPTIONS, config)
         self.irepa = read_options(IrepaOptions, config)
         self.prefix = self.OPTIONS.PREFIX
+        self._follows_model = accelerator is None
         self.device = torch.device("cpu") if accelerator is None else accelerator.device
         self.hidden_size = hidden_size
         self.foundation = model_foundation
@@ -134,8 +135,9 @@ class AlignmentRegularizer(Generic[Options]):
         """
         if self.projector is None:
             self.projector = self._make_projector()
-        device = next((parameter.device for parameter in model.parameters()), self.device)
-        self.projector.to(device).requires_grad_(True)
+        if self._follows_model:
+            self.device = next((parameter.device for parameter in model.parameters()), self.device)
+        self.projector.to(self.device).requires_grad_(True)
         model.add_module(self.projector_name, self.projector)
         self._attached_to = model
         return self
@@ -199,16 +201,19 @@ class AlignmentRegularizer(Generic[Options]):
         if self.projector is None:
             raise RuntimeError(f"{self.prefix}: there is no projector yet; call attach_to_model(model) first.")
         measure_only = self.scheduler.is_cut_off(step)
-        with_gradient = torch.is_grad_enabled() and not measure_only
+        training = torch.is_grad_enabled()
+        if training:
+            self._require_trained_projector()
         # Nothing of the loss may fall to half precision, whatever autocast the caller is in.
-        with torch.set_grad_enabled(with_gradient), torch.autocast(self.device.type, enabled=False):
-            states, grid = self._student(hidden_states, grid, frame_features)
+        with torch.set_grad_enabled(training and not measure_only), torch.autocast(self.device.type, enabled=False):
+            states, grid = self._student(hidden_states, grid, frame_features, feature_grid)
             teacher, feature_grid = self._teacher_tokens(grid, frame_features, feature_grid, pixels, latents, vae)
             weight = self.scheduler.coefficient(step)
             parts = [self._align(tokens, grid, teacher, feature_grid, layer) for layer, tokens in states.items()]
             objective, similarity, logs = _average(parts)
             loss = weight * objective
-        self._meter.add(similarity)
+        if training:  # cutoffs are about the training: an evaluation without gradient doesn't count
+            self._meter.add(similarity)
         logs |= {
             "loss": loss.detach(),
             "similarity": similarity,
@@ -217,6 +222,15 @@ class AlignmentRegularizer(Generic[Options]):
         }
         logs = {f"{self.prefix}_{name}": value for name, value in logs.items()}
         return (self._idle() if measure_only else loss), logs
+
+    def _require_trained_projector(self) -> None:
+        assert self.projector is not None
+        parameters = list(self.projector.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            raise RuntimeError(
+                f"{self.prefix}: the projector is frozen, so it would stay as it was drawn. Freeze the model first "
+                "(LoRA), then attach_to_model(model), then make the optimizer."
+            )
 
     def add_loss(
         self, loss: Tensor, hidden_states: Tensor | Mapping[str, Tensor] | None, **inputs: Any
@@ -251,28 +265,44 @@ class AlignmentRegularizer(Generic[Options]):
         return 0.0 * torch.stack([parameter.sum() for parameter in self.projector.parameters()]).sum()
 
     def _student(
-        self, hidden_states: Tensor | Mapping[str, Tensor], grid: TokenGrid | None, features: Tensor | None
+        self,
+        hidden_states: Tensor | Mapping[str, Tensor],
+        grid: TokenGrid | None,
+        features: Tensor | None,
+        feature_grid: TokenGrid | None,
     ) -> tuple[dict[str, Tensor], TokenGrid]:
         """Student tokens `(B, T, N, D)` by layer, and their grid."""
-        layers = {"": hidden_states} if isinstance(hidden_states, Tensor) else dict(hidden_states)
+        layers = self._layers(hidden_states)
         first = next(iter(layers.values()))
         if grid is None:
-            grid = self._implied_grid(first, features)
+            grid = self._implied_grid(first, features, feature_grid)
         return {layer: split_frames(tokens, grid) for layer, tokens in layers.items()}, grid
 
-    def _implied_grid(self, tokens: Tensor, features: Tensor | None) -> TokenGrid:
-        """The grid of tokens that come without one: of an image a square; of a clip none, unless none is needed."""
+    def _layers(self, hidden_states: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Hidden states by the layer's name; as a `HiddenStateBuffer` has them, or one without a name."""
+        if isinstance(hidden_states, Tensor):
+            return {"": hidden_states}
+        return {name.removeprefix("layer_"): states for name, states in hidden_states.items()}
+
+    def _implied_grid(self, tokens: Tensor, features: Tensor | None, feature_grid: TokenGrid | None) -> TokenGrid:
+        """The grid of tokens that come without one: the teacher's if they are as many; else of an image a square.
+
+        A clip has none, unless none is needed.
+        """
+        frames, count = tokens.shape[1:3] if tokens.ndim == 4 else (1, tokens.shape[1])
+        if feature_grid is not None and tokens.ndim == 4 and count == feature_grid.tokens_per_frame:
+            return TokenGrid(frames, feature_grid.height, feature_grid.width)
+        if feature_grid is not None and tokens.ndim == 3 and count == feature_grid.tokens:
+            return feature_grid
         if self.mode is CrepaMode.VIDEO:
-            same = features is not None and features.ndim == tokens.ndim == 4 and features.shape[2] == tokens.shape[2]
-            if same and not isinstance(self.projector, GridProjector):
+            same = features is not None and features.ndim == tokens.ndim == 4 and features.shape[2] == count
+            if same and feature_grid is None and not isinstance(self.projector, GridProjector):
                 return TokenGrid(tokens.shape[1], 1, tokens.shape[2])  # compared token by token, wherever they lie
             raise ValueError(
                 f"{self.prefix}: tokens of shape {tuple(tokens.shape)} don't say how they divide into frames; pass "
                 "grid=TokenGrid(frames, height, width)."
             )
-        if tokens.ndim == 4:
-            return square_grid(tokens.shape[2], frames=tokens.shape[1])
-        return square_grid(tokens.shape[1])
+        return square_grid(count, frames=frames)
 
     def _teacher_tokens(
         self,
@@ -289,20 +319,26 @@ class AlignmentRegularizer(Generic[Options]):
                 if pixels is None:
                     pixels = self._decode(latents, vae)
                 features, feature_grid = self.teacher.encode(pixels, student_grid=grid, scale=self.TEACHER_SCALE)
-            features = features.detach()
+            features = features.detach().to(self.device, non_blocking=True)
             if features.ndim == 3 and (feature_grid is None or feature_grid.frames == 1):
                 features = features[:, None]
             if feature_grid is None:
-                same = features.ndim == 4 and features.shape[2] == grid.tokens_per_frame
-                feature_grid = (
-                    TokenGrid(features.shape[1], grid.height, grid.width)
-                    if same
-                    else square_grid(features.shape[2], frames=features.shape[1])
-                )
+                feature_grid = self._implied_feature_grid(features, grid)
             features = split_frames(features, feature_grid)
             if self.irepa.enabled:
                 features = spatial_norm(features, self.irepa.spatial_norm_alpha)
         return features, feature_grid
+
+    def _implied_feature_grid(self, features: Tensor, grid: TokenGrid) -> TokenGrid:
+        """The grid of features that come without one: the student's if they are as many, else of squares a square."""
+        if features.ndim == 4 and features.shape[2] == grid.tokens_per_frame:
+            return TokenGrid(features.shape[1], grid.height, grid.width)
+        if features.ndim == 4 and self.mode is CrepaMode.IMAGE and grid.height == grid.width:
+            return square_grid(features.shape[2], frames=features.shape[1])
+        raise ValueError(
+            f"{self.prefix}: features of shape {tuple(features.shape)} don't say how they lie, and the student's grid "
+            f"{grid} is another; pass feature_grid=TokenGrid(frames, height, width)."
+        )
 
     def _decode(self, latents: Tensor | None, vae: Any) -> Tensor:
         if latents is None:
@@ -426,12 +462,21 @@ class UrepaRegularizer(AlignmentRegularizer[UrepaOptions]):
         return projectors
 
     def _student(
-        self, hidden_states: Tensor | Mapping[str, Tensor], grid: TokenGrid | None, features: Tensor | None
+        self,
+        hidden_states: Tensor | Mapping[str, Tensor],
+        grid: TokenGrid | None,
+        features: Tensor | None,
+        feature_grid: TokenGrid | None,
     ) -> tuple[dict[str, Tensor], TokenGrid]:
-        layers = {"": hidden_states} if isinstance(hidden_states, Tensor) else dict(hidden_states)
+        layers = self._layers(hidden_states)
+        if isinstance(self.projector, nn.ModuleDict) and set(layers) != set(self.projector):
+            raise ValueError(
+                f"urepa_align_layers is {', '.join(self.projector)}, but hidden states of {', '.join(layers)} were "
+                "passed: capture the same layers."
+            )
         first = next(iter(layers.values()))
         if first.ndim != 4:
-            return super()._student(hidden_states, grid, features)
+            return super()._student(hidden_states, grid, features, feature_grid)
         if grid is None:
             grid = TokenGrid(1, first.shape[2], first.shape[3])
         for layer, maps in layers.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,21 +18,27 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from simpletuner.configuration import Config
 
+OPTIMIZERS: dict[str, Any] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adafactor": torch.optim.Adafactor,
+    "sgd": torch.optim.SGD,
+}
+
 
 def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> Optimizer:
     """The optimizer named in the configuration, from torch."""
-    common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
-    adam = common | {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
-    optimizers: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
-        "adamw": (torch.optim.AdamW, adam),
-        "adam": (torch.optim.Adam, adam),
-        "nadam": (torch.optim.NAdam, adam),
-        "radam": (torch.optim.RAdam, adam),
-        "adafactor": (torch.optim.Adafactor, common),
-        "sgd": (torch.optim.SGD, common),
-    }
-    kind, arguments = optimizers[config.optimizer]
-    return kind(parameters, **arguments)
+    return OPTIMIZERS[config.optimizer](parameters, lr=config.learning_rate, **optimizer_options(config))
+
+
+def optimizer_options(config: Config) -> dict[str, Any]:
+    """What the configured optimizer is told besides its learning rate, as its parameter groups name it."""
+    options: dict[str, Any] = {"weight_decay": config.adam_weight_decay}
+    if config.optimizer not in ("adafactor", "sgd"):
+        options |= {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
+    return options
 
 
 def make_lr_scheduler(config: Config, optimizer: Optimizer, total_steps: int) -> LRScheduler:
@@ -73,19 +80,18 @@ def clip_gradients(
     parameters: Sequence[nn.Parameter],
     projector: Sequence[nn.Parameter],
     max_norm: float,
-) -> Tensor | None:
-    """Clips the model's gradient and, for itself, the projector's; 0 clips neither. Returns the model's norm.
+) -> dict[str, Tensor]:
+    """Clips the model's gradient and, for itself, the projector's; 0 clips neither. Returns their norms, to be logged.
 
     For itself, because the model's may be sharded, and so that a projector with large gradients at the start doesn't
     slow the model down.
     """
-    if max_norm == 0:
-        accelerator.unscale_gradients()
-        return None
-    norm = accelerator.clip_grad_norm_(parameters, max_norm)
-    if projector:
-        torch.nn.utils.clip_grad_norm_(projector, max_norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    limit = math.inf if max_norm == 0 else max_norm
+    norm: Any = accelerator.clip_grad_norm_(parameters, limit)
+    norms = {"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm}
+    if any(parameter.grad is not None for parameter in projector):
+        norms["projector_grad_norm"] = torch.nn.utils.clip_grad_norm_(projector, limit)
+    return norms
 
 
 @contextmanager

@@ -85,7 +85,9 @@ class StepMetrics:
         self.stop_agreed = stop > 0
         row = {"step": float(step)} | dict(zip(names, means, strict=True)) | host_values
         # Under fp16 a gradient that overflows is expected: the scaler skips the step.
-        vital = {"loss", "grad_norm"} if self._accelerator.mixed_precision != "fp16" else {"loss"}
+        vital = {"loss"}
+        if self._accelerator.mixed_precision != "fp16":
+            vital |= {"grad_norm", "projector_grad_norm"}
         if any(name in vital and not math.isfinite(value) for name, value in row.items()):
             parts = ", ".join(f"{name} {value:g}" for name, value in row.items() if name not in CLOCK)
             raise NonFiniteLossError(

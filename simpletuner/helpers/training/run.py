@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import threading
+import traceback
 import warnings
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 from safetensors import SafetensorError
 
+import simpletuner
 from simpletuner.configuration import Config
 from simpletuner.helpers.data.errors import DatasetError
 from simpletuner.helpers.training.checkpoints import PREFIX, find_checkpoints
@@ -25,6 +27,7 @@ from simpletuner.helpers.training.reporting import NonFiniteLossError
 from simpletuner.helpers.training.trainer import Trainer
 
 CONFIGURATION_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
+PACKAGE = Path(simpletuner.__file__).parent
 TORCH_WRITER_SIGNS = ("PytorchStreamWriter", "inline_container", "unexpected pos")
 
 
@@ -65,7 +68,7 @@ def _run(trainer: Trainer, console: Console) -> int:
         )
     try:
         trainer.run()
-    except (DatasetError, OSError, SafetensorError, RuntimeError) as error:
+    except (ValueError, OSError, SafetensorError, RuntimeError) as error:
         message = _told(error, trainer.config) or _told_of_writing(error, trainer)
         if message is None:
             raise
@@ -169,6 +172,8 @@ def _told(error: Exception, config: Config) -> str | None:
     match error:
         case DatasetError() | NonFiniteLossError():
             return str(error)
+        case ValueError() | RuntimeError() if _is_ours(error):
+            return str(error)
         case OSError(strerror=None):  # in our own words
             return str(error)
         case OSError():
@@ -182,6 +187,11 @@ def _told(error: Exception, config: Config) -> str | None:
                 "turn on gradient_checkpointing, or use mixed_precision bf16 and model_type lora."
             )
     return None
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether our own code refused something, in words for users; a library's error is told with its traceback."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(PACKAGE)
 
 
 def _told_of_writing(error: Exception, trainer: Trainer) -> str | None:

@@ -37,6 +37,7 @@ from simpletuner.helpers.training.optimization import (
     clip_gradients,
     make_lr_scheduler,
     make_optimizer,
+    optimizer_options,
     set_learning_rate,
     without_group,
 )
@@ -140,6 +141,11 @@ class Trainer:
     def _setup_model(self) -> None:
         """Loads the model and its regularizers; the model's own parameters and the projector's are kept apart."""
         foundation = self.foundation
+        if self.accelerator.distributed_type is DistributedType.DEEPSPEED:
+            raise ValueError(
+                "accelerate is configured for DeepSpeed, which isn't supported yet: choose DDP or FSDP2 with "
+                "`accelerate config`."
+            )
         if self.config.use_ema and self.accelerator.distributed_type is DistributedType.FSDP:
             raise ValueError(
                 "use_ema is true, but under FSDP the averaged weights aren't kept yet: turn it off, or use DDP."
@@ -151,16 +157,11 @@ class Trainer:
         self.projector_parameters: list[nn.Parameter] = []
         if regularizer is not None and regularizer.projector is not None:
             self.projector_parameters = list(regularizer.projector.parameters())
-            if self.accelerator.distributed_type is DistributedType.DEEPSPEED:
-                raise ValueError(
-                    f"{regularizer.prefix}_enabled is true, but under DeepSpeed the projector isn't trained yet: use "
-                    "DDP or FSDP2 (accelerate config)."
-                )
             if not foundation.teacher_is_backbone and regularizer.teacher.needs_statistics:
                 regularizer.teacher.standardise(self.statistics_batches())
         # After the hooks of the capture, which a compiled model would not see later.
-        compiled: Any = torch.compile(model) if self.config.compile_model else model
-        foundation.model = compiled
+        if self.config.compile_model:
+            model.compile()  # in place, so that names and exports stay those of the model
 
     def statistics_batches(self) -> Iterator[Tensor]:
         """Pixels `(1, T, 3, H, W)` of samples spread evenly over the data; the same on every rank."""
@@ -289,8 +290,7 @@ class Trainer:
     def _finish_gradients(self) -> dict[str, Tensor]:
         """Averages the projector's gradients over the ranks and clips; returns what to log."""
         average_gradients(self.projector_parameters, self.accelerator)
-        norm = clip_gradients(self.accelerator, self.parameters, self.projector_parameters, self.config.max_grad_norm)
-        return {} if norm is None else {"grad_norm": norm}
+        return clip_gradients(self.accelerator, self.parameters, self.projector_parameters, self.config.max_grad_norm)
 
     def _due(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0 and self.step < self.total_steps
@@ -310,6 +310,7 @@ class Trainer:
         frames = max(sample.bucket.frames for sample in self.samples)
         with averaged_weights(self.ema, self.parameters):
             files = validate(self.config, self.foundation, self.accelerator, self.validation_text, self.step, frames)
+        self.foundation.unload_vae()  # training needs its memory
         self.accelerator.wait_for_everyone()
         return files
 
@@ -420,7 +421,12 @@ class Trainer:
                 "name another one by its path."
             ) from error
         self.step = self._last_saved = state["step"]
+        # The state brought the options with which it was saved along; those of this run count.
         set_learning_rate(self.lr_scheduler, self.config.learning_rate)
+        for group in self.optimizer.param_groups:
+            group.update(optimizer_options(self.config))
+        if self.ema is not None:
+            self.ema.decay = self.config.ema_decay
 
     def _read_state(self, folder: Path) -> None:
         is_sharded = self.accelerator.distributed_type is DistributedType.FSDP

@@ -159,7 +159,7 @@ class UNetMidBlockCapture(_Capture):
         unet: the diffusers UNet.
         layers: "mid" (output of the mid-block), "enc_last" (last ResNet of the last down block) and "dec_first"
             (last ResNet of the first up block, before it is upsampled).
-        buffer: receives the maps as `layer_mid` and so on; made if None.
+        buffer: names the layers in their place, and receives the maps as `layer_mid` and so on; made if None.
     """
 
     def __init__(
@@ -170,12 +170,12 @@ class UNetMidBlockCapture(_Capture):
             "enc_last": lambda model: model.down_blocks[-1].resnets[-1],
             "dec_first": lambda model: model.up_blocks[0].resnets[-1],
         }
-        for layer in layers:
+        buffer = HiddenStateBuffer(layers) if buffer is None else buffer
+        for layer in buffer.layers:
             if layer not in places:
                 raise ValueError(f"urepa_align_layers names {layer!r}; a UNet has {', '.join(places)}.")
         self._names = tuple(places)
-        buffer = HiddenStateBuffer(layers) if buffer is None else buffer
-        super().__init__(unet, {layer: places[layer](unet) for layer in layers}, buffer)
+        super().__init__(unet, {layer: places[str(layer)](unet) for layer in buffer.layers}, buffer)
 
     @property
     def depth(self) -> str:

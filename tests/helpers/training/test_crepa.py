@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -348,3 +350,81 @@ def test_layersync_pulls_the_student_to_the_detached_teacher() -> None:
     torch.testing.assert_close(loss, -0.2 * cosine)
     loss.backward()
     assert student.grad is not None and teacher.grad is None
+
+
+def test_a_grid_is_taken_from_the_side_that_has_one() -> None:
+    """Mistake 5: where only the teacher's grid is known, tokens as many as its own lie as its own do."""
+    same, rows = tensor(1, 16, 6, seed=1), TokenGrid(1, 2, 8)
+    _, logs = crepa().compute_loss(same, frame_features=same, feature_grid=rows)
+    assert logs is not None and logs["crepa_similarity"] == pytest.approx(1.0, abs=1e-5)
+    clip = tensor(1, 3, 24, 6, seed=1)
+    _, logs = crepa(foundation=VIDEO).compute_loss(clip, frame_features=clip, feature_grid=TokenGrid(3, 4, 6))
+    assert logs is not None and logs["crepa_similarity"] == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("foundation", "grid", "features"),
+    [(None, TokenGrid(1, 9, 16), (1, 576, 6)), (VIDEO, TokenGrid(3, 2, 2), (1, 3, 16, 6))],
+    ids=["18 by 32 is no 24 by 24", "a clip's frames are not taken for squares"],
+)
+def test_features_on_an_unknown_grid_are_refused(foundation: Any, grid: TokenGrid, features: tuple[int, ...]) -> None:
+    """Mistake 5: 576 features beside a student that isn't square could be 18×32."""
+    with pytest.raises(ValueError, match=r"don't say how they lie.*feature_grid="):
+        crepa(foundation=foundation).compute_loss(
+            tensor(1, grid.tokens, 6), frame_features=tensor(*features), grid=grid
+        )
+
+
+def test_a_projector_that_was_frozen_after_it_was_attached_is_refused() -> None:
+    """Mistake 2, in the order in which it happened: attach, then freeze the model for LoRA."""
+    regularizer, model = attached()
+    model.requires_grad_(False)
+    student, teacher = tensor(1, 16, 6, seed=1).requires_grad_(), tensor(1, 16, 6, seed=2)
+    with pytest.raises(RuntimeError, match=r"the projector is frozen.*attach_to_model"):
+        regularizer.compute_loss(student, frame_features=teacher)
+    with torch.no_grad():  # an evaluation may
+        assert regularizer.compute_loss(student, frame_features=teacher)[0] is not None
+
+
+def test_an_evaluation_does_not_count_for_the_cutoff() -> None:
+    same, far = tensor(1, 16, 6, seed=1), tensor(1, 16, 6, seed=2)
+    regularizer = crepa(crepa_similarity_threshold=0.9, crepa_similarity_ema_decay=0.0)
+    for step in range(5):
+        regularizer.compute_loss(same, frame_features=far, step=step)
+        with torch.no_grad():
+            regularizer.compute_loss(same, frame_features=same, step=step)
+    assert not regularizer.scheduler.cut_off
+    assert regularizer.scheduler.similarity_ema is not None and regularizer.scheduler.similarity_ema < 0.5
+
+
+def test_without_an_accelerator_the_regularizer_is_where_the_model_is() -> None:
+    regularizer = CrepaRegularizer(
+        SimpleNamespace(crepa_enabled=True, crepa_feature_source="backbone"), None, 6
+    ).attach_to_model(nn.Linear(6, 6, device="meta"))
+    assert regularizer.device.type == "meta"
+    assert regularizer.projector is not None
+    assert {parameter.device.type for parameter in regularizer.projector.parameters()} == {"meta"}
+
+
+def test_a_captured_buffer_can_be_passed_as_it_is() -> None:
+    options = SimpleNamespace(
+        urepa_enabled=True, urepa_align_layers=["mid", "enc_last"], urepa_model="efficientnet_lite0"
+    )
+    regularizer = UrepaRegularizer(options, None, 6).attach_to_model(nn.Linear(2, 2))
+    maps, teacher = tensor(1, 6, 2, 2, seed=1), tensor(1, 4, 432, seed=3)
+    named = loss_of(regularizer.compute_loss({"mid": maps, "enc_last": maps}, frame_features=teacher))
+    captured = loss_of(regularizer.compute_loss({"layer_mid": maps, "layer_enc_last": maps}, frame_features=teacher))
+    assert named == captured
+    with pytest.raises(ValueError, match="urepa_align_layers is mid, enc_last, but hidden states of mid were passed"):
+        regularizer.compute_loss({"layer_mid": maps}, frame_features=teacher)
+
+
+def test_the_teacher_is_let_go_when_the_loss_is_off_for_good(tiny_teacher: Path) -> None:
+    """Mistake 11: nothing is held after the cutoff."""
+    options = SimpleNamespace(crepa_enabled=True, crepa_encoder=str(tiny_teacher), crepa_cutoff_step=1)
+    regularizer = CrepaRegularizer(options, None, 6).attach_to_model(nn.Linear(2, 2))
+    held = weakref.ref(regularizer.teacher.encoder)
+    regularizer.compute_loss(tensor(1, 16, 6), pixels=torch.rand(1, 3, 56, 56))
+    regularizer.begin_step(1)
+    gc.collect()
+    assert held() is None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs import metrics, run, train, write_config
+from tests.runs import metrics, run, train, write_config, write_data
 
 # The launcher for several processes on one machine; the environment puts them on the CPU, where gloo connects them.
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
@@ -111,3 +111,35 @@ def test_fsdp2_gives_ddps_losses(make_config: Callable[..., Path], tmp_path: Pat
     assert resumed.returncode == 0, resumed.stderr
     for expected, got in zip(metrics(tmp_path, "ddp")[3:], metrics(tmp_path, "again"), strict=True):
         assert got == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_own_ddp_loop_goes_on_when_the_loss_is_off(tmp_path: Path) -> None:
+    """Mistake 13: with the projector inside the wrapped model, the reducer waits for its gradient at every step.
+
+    And with `urepa_manifold_scope` sample, gradients averaged over the ranks are those of one process.
+    """
+    result = launch("-m", "tests.helpers.training.own_ddp_loop", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    one, other = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert one["permanent"] == other["permanent"] and one["recoverable"] == other["recoverable"]
+    assert one["permanent"][0] == "on" and one["permanent"][-1] == "off"
+    assert "measured" in one["recoverable"] and one["recoverable"][-1] == "on"
+    assert one["gradient_error"] < 1e-5
+
+
+def test_one_rank_draws_the_validation_samples_while_the_others_wait(
+    tmp_path: Path, tiny_folder: Callable[[str], Path]
+) -> None:
+    """A distributed wrapper called on one rank alone would wait for the others; DiT has buffers that it broadcasts."""
+    options: dict[str, Any] = {
+        "train_batch_size": 1,
+        "model_family": "dit",
+        "data": write_data(tmp_path, crop_aspect="square"),
+        "validation_prompt": "picture 0",
+        "validation_step_interval": 1,
+        "validation_num_inference_steps": 2,
+        "max_train_steps": 3,
+    }
+    result = launch_training(write_config(tmp_path, tiny_folder("dit"), **options))
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "run" / "validation").glob("*.png"))) == 3

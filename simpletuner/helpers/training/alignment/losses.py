@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-# Rows of a Gram matrix held at once; bounds the memory of the direct form at GRAM_ROWS · N floats a sample.
+# Rows of a Gram matrix held at once, backward pass included; bounds the memory of the direct form at GRAM_ROWS · N
+# floats a sample.
 GRAM_ROWS = 1024
 
 
@@ -104,11 +106,14 @@ def manifold_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _gram_distance_by_tokens(student: Tensor, teacher: Tensor) -> Tensor:
     """`Σ ‖YYᵀ - HHᵀ‖²` over samples, a bounded number of rows at a time."""
-    total = student.new_zeros(())
-    for y, h in zip(student.split(GRAM_ROWS, 1), teacher.split(GRAM_ROWS, 1), strict=True):
-        difference = y @ student.transpose(1, 2) - h @ teacher.transpose(1, 2)
-        total = total + difference.square().sum()
-    return total
+
+    def part(y: Tensor, h: Tensor) -> Tensor:
+        return (y @ student.transpose(1, 2) - h @ teacher.transpose(1, 2)).square().sum()
+
+    rows = list(zip(student.split(GRAM_ROWS, 1), teacher.split(GRAM_ROWS, 1), strict=True))
+    if len(rows) == 1:
+        return part(*rows[0])
+    return torch.stack([checkpoint(part, y, h, use_reentrant=False) for y, h in rows]).sum()
 
 
 def _gram_distance_by_features(student: Tensor, teacher: Tensor) -> Tensor:
@@ -126,7 +131,8 @@ def _gram_distance_by_features(student: Tensor, teacher: Tensor) -> Tensor:
 def sample_manifold_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """The manifold term over the samples of a batch: tokens `(B, T, N, D)` mean-pooled, one vector a sample.
 
-    Every rank's samples take part; the local ones carry the gradient.
+    Every rank's samples take part, so every rank has the same loss. Each carries the gradient of its own samples, times
+    the number of ranks, over which gradients are averaged afterwards.
     """
     student, teacher = normalise(student).mean((1, 2)), normalise(teacher).mean((1, 2))
     return manifold_loss(_gather(student)[None], _gather(teacher)[None])
@@ -135,9 +141,11 @@ def sample_manifold_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def _gather(vectors: Tensor) -> Tensor:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return vectors
-    from torch.distributed.nn.functional import all_gather  # the gather that passes gradients
-
-    return torch.cat(all_gather(vectors.contiguous()))
+    ranks, constant = torch.distributed.get_world_size(), vectors.detach().contiguous()
+    gathered = [torch.empty_like(constant) for _ in range(ranks)]
+    torch.distributed.all_gather(gathered, constant)
+    gathered[torch.distributed.get_rank()] = constant + ranks * (vectors - constant)
+    return torch.cat(gathered)
 
 
 def layer_cosine(student: Tensor, teacher: Tensor) -> Tensor:

@@ -139,8 +139,8 @@ class Teacher:
         if dtype is None:
             dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         self.encoder = encoder.eval().requires_grad_(False).to(self.device, dtype)
-        for name, value in self.encoder.named_buffers(recurse=False):
-            self.encoder.register_buffer(name, value.float())  # statistics are not to be rounded
+        for buffer, value in self.encoder.named_buffers(recurse=False):
+            self.encoder.register_buffer(buffer, value.float())  # statistics are not to be rounded
         mean, std = (torch.tensor(values, device=self.device) for values in (encoder.mean, encoder.std))
         self._mean, self._std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
         self._standardised = False
@@ -160,13 +160,18 @@ class Teacher:
         return isinstance(self.encoder, EfficientNetLite0) and not self._standardised
 
     def standardise(self, batches: Iterable[Tensor]) -> None:
-        """Measures mean and standard deviation of each channel over pixels `(B, T, 3, H, W)` in [0, 1]."""
+        """Measures mean and standard deviation of each channel over pixels `(B, T, 3, H, W)` in [0, 1].
+
+        With `image_size` "auto", at the size of the encoder's own training: there is no student's grid to fit yet.
+        """
         if not isinstance(self.encoder, EfficientNetLite0):
             raise ValueError(f"The encoder {self.name} normalises its tokens itself; only efficientnet_lite0 doesn't.")
+        size = self.encoder.native_size if self.image_size == "auto" else self.image_size
         count, total, squares = 0, torch.zeros(self.width).double(), torch.zeros(self.width).double()
         for pixels in batches:
             with torch.inference_mode():
-                tokens = self.encoder.raw_tokens(self._prepare(pixels, None, 1))[0].cpu().double().flatten(0, 1)
+                images = self._prepare(pixels, size)
+                tokens = self.encoder.raw_tokens(images)[0].cpu().double().flatten(0, 1)
             count, total, squares = count + len(tokens), total + tokens.sum(0), squares + tokens.square().sum(0)
         if count < 2:
             raise ValueError("standardise got no pixels to measure the teacher's channels on.")
@@ -200,7 +205,7 @@ class Teacher:
         if pixels.ndim == 4:
             pixels = pixels[:, None]
         frames = pixels.shape[1]
-        images = self._prepare(pixels, student_grid, scale)
+        images = self._prepare(pixels, self.image_size, student_grid, scale)
         chunk = len(images) if self.frames_batch_size < 1 else self.frames_batch_size
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             parts = [self.encoder(part) for part in images.split(chunk)]
@@ -209,12 +214,14 @@ class Teacher:
         rows, columns = parts[0][1]
         return features.unflatten(0, (-1, frames)), TokenGrid(frames, rows, columns)
 
-    def _prepare(self, pixels: Tensor, student_grid: TokenGrid | None, scale: int) -> Tensor:
+    def _prepare(
+        self, pixels: Tensor, image_size: int | str, student_grid: TokenGrid | None = None, scale: int = 1
+    ) -> Tensor:
         size = teacher_input_size(
             pixels.shape[-2],
             pixels.shape[-1],
             patch=self.encoder.patch,
-            image_size=self.image_size,
+            image_size=image_size,
             student_grid=student_grid,
             scale=scale,
             native_size=self.encoder.native_size,
@@ -289,7 +296,8 @@ def _load_local(path: Path) -> Any:
         model: Any = timm.create_model(
             facts["architecture"], num_classes=0, dynamic_img_size=True, **facts.get("model_args", {})
         )
-        model.load_state_dict(load_file(weights))
+        state = load_file(weights)
+        model.load_state_dict({name: value for name, value in state.items() if not name.startswith("head.")})
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(

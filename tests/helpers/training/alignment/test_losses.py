@@ -192,3 +192,20 @@ def test_manifold_is_symmetric_and_never_negative(samples: int, count: int, widt
     value = losses.manifold_loss(a, b)
     assert value >= -1e-12
     torch.testing.assert_close(value, losses.manifold_loss(b, a))
+
+
+def test_manifold_in_parts_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows beyond the memory bound are computed, and computed again in the backward pass, a part at a time."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(2, 11, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 11, 8, generator=generator, dtype=torch.float64)
+    whole = losses.manifold_loss(student, teacher)
+    (expected,) = torch.autograd.grad(whole, student)
+    monkeypatch.setattr(losses, "GRAM_ROWS", 4)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(tuple(t.shape)), t)[1], lambda t: t):
+        parts = losses.manifold_loss(student, teacher)
+    (gradient,) = torch.autograd.grad(parts, student)
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(gradient, expected)
+    assert not [shape for shape in saved if shape[-1] == 11], saved  # no rows of a Gram matrix wait for the backward

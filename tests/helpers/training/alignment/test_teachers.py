@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simpletuner.helpers.training.alignment.geometry import TokenGrid
@@ -115,7 +115,7 @@ def test_efficientnet_lite0_is_pretrained(lite: Teacher) -> None:
 
     photo = torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1)[None, None, :, :, 106:533] / 255.0
     teacher = Teacher(lite.encoder, "efficientnet_lite0", image_size=224)
-    images = teacher._prepare(photo, None, 1)
+    images = teacher._prepare(photo, 224)
     classes = lite.encoder.model(images).softmax(-1)[0]  # type: ignore[operator]
     assert 698 in classes.topk(3).indices.tolist()
 
@@ -139,3 +139,26 @@ def test_efficientnet_lite0_standardises_its_channels_over_the_data(lite: Teache
 def test_only_efficientnet_lite0_is_standardised(folder: Path) -> None:
     with pytest.raises(ValueError, match="normalises its tokens itself"):
         make_teacher(str(folder / "plain")).standardise([pixels(28, 28)])
+
+
+def test_a_teacher_goes_by_the_name_it_was_given(lite: Teacher) -> None:
+    assert lite.name == "efficientnet_lite0"
+
+
+def test_efficientnet_lite0_takes_auto() -> None:
+    """Its statistics are of the size of its own training; then it follows the student's grid."""
+    teacher = make_teacher("efficientnet_lite0", image_size="auto")
+    teacher.standardise([torch.rand(2, 1, 3, 64, 96)])
+    features, grid = teacher.encode(torch.rand(1, 1, 3, 64, 96), student_grid=TokenGrid(1, 4, 6))
+    assert grid == TokenGrid(1, 4, 6)
+    assert features.shape == (1, 1, 24, 432) and features.isfinite().all()
+
+
+def test_a_local_copy_may_have_its_classifier(folder: Path, tmp_path: Path) -> None:
+    """timm publishes supervised models with their heads, which a teacher has no use for."""
+    plain = folder / "plain"
+    state = load_file(plain / "model.safetensors") | {"head.weight": torch.zeros(10, 4), "head.bias": torch.zeros(10)}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((plain / "config.json").read_text())
+    one, other = (make_teacher(str(path), image_size=56).encode(pixels(56, 56))[0] for path in (plain, tmp_path))
+    torch.testing.assert_close(one, other)
