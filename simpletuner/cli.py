@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from simpletuner.configuration.problems import Problem
 
 CONFIGURATION_ERROR, INTERRUPTED = 2, 130
+MOST_SEED = 2**32 - 2**16  # as the option `seed`, without an import
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,26 @@ def demo(arguments: argparse.Namespace, options: list[str]) -> int:
     return run_demo(arguments.output, arguments.dataset, steps=arguments.steps, seed=arguments.seed)
 
 
-def _at_least_three(text: str) -> int:
-    """A number of steps that a comparison can be drawn of."""
-    value = int(text)
-    if value < 3:
-        raise argparse.ArgumentTypeError(f"{value} is below 3")
-    return value
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Reads a whole number from `least` to `most`, for argparse."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        return value
+
+    return read
 
 
 def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="images in one folder a class, instead of digits")
     parser.add_argument("--output", type=Path, metavar="DIR", default=Path("output/demo"), help="(%(default)s)")
-    parser.add_argument("--steps", type=_at_least_three, default=600, help="steps of each run (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--steps", type=_whole_number(3, 10**6), default=600, help="steps of each run (%(default)s)")
+    parser.add_argument("--seed", type=_whole_number(0, MOST_SEED), default=0, help="(%(default)s)")
 
 
 def _valid_config(arguments: argparse.Namespace, options: list[str]) -> Config | None:

@@ -21,12 +21,16 @@ from simpletuner.evaluation.comparison import step_reaching
 from simpletuner.evaluation.datasets import Splits, digits_splits, folder_splits
 from simpletuner.evaluation.experiment import cores, make_arm, prepare
 from simpletuner.evaluation.plots import Curve, Panel, plot_curves, plot_samples
+from simpletuner.evaluation.samples import labels_like
+from simpletuner.helpers.training.alignment.teachers import make_teacher
 from simpletuner.helpers.training.reporting import METRICS_FILE, read_metrics
 
 STEPS = 600
 MEASURE_AT = [200, 300, 400, 500, 600]
 BASELINE, ALIGNED = "without", "REPA"
 OWN_IMAGES_SIZE = 32
+FEWEST_HELD_OUT = 11  # CKNNA compares each with ten others
+BAD_ARGUMENTS, FAILED = 2, 1
 # Tuned on another seed than the one that is shown.
 REPA: dict[str, Any] = {
     "crepa_enabled": True,
@@ -42,7 +46,9 @@ REPA: dict[str, Any] = {
 def run_demo(
     output: Path, dataset: Path | None = None, *, steps: int = STEPS, seed: int = 0, samples: int = 500
 ) -> int:
-    """Runs the comparison and writes `curves.png`, `samples.png` and `report.md`; returns the exit code.
+    """Runs the comparison and writes `curves.png`, `samples.png` and `report.md`.
+
+    Returns the exit code: 2 where the data or the folder can't be used, 1 where the teacher is missing or a run failed.
 
     Args:
         output: folder for everything that is written.
@@ -52,20 +58,31 @@ def run_demo(
     """
     console, started = Console(), time.perf_counter()
     try:
-        splits = digits_splits() if dataset is None else folder_splits(dataset, size=OWN_IMAGES_SIZE, channels=3)
+        splits = digits_splits() if dataset is None else _own_splits(dataset)
     except (OSError, ValueError) as error:
-        Console(stderr=True).print(f"error: --dataset: {error}", markup=False, soft_wrap=True)
-        return 2
+        return _fail(f"--dataset: {error}", BAD_ARGUMENTS)
+    try:
+        make_teacher(REPA["crepa_encoder"])  # before minutes of work that need it
+    except ValueError as error:
+        return _fail(str(error), FAILED)
     what = "scikit-learn's handwritten digits" if dataset is None else str(dataset)
     console.print(f"{len(splits.train)} images of {what} to train on, {len(splits.held_out)} held out.")
     console.print("Training the classifier that will judge the samples, on images of its own …")
-    accuracy = prepare(splits, output, classifier_epochs=40)
+    try:
+        accuracy = prepare(splits, output, classifier_epochs=40)
+    except OSError as error:
+        return _fail(f"--output: {str(output)!r} can't be written: {error.strerror}. Name another.", BAD_ARGUMENTS)
+    except ValueError as error:
+        return _fail(f"--output: {error}", BAD_ARGUMENTS)
     console.print(f"It names {accuracy:.1%} of the held-out images rightly.")
     arms = _arms(output, splits, steps, seed, samples)
-    with _progress(console) as progress:
-        tasks = {arm.name: progress.add_task(arm.name, total=steps, parts="") for arm in arms}
-        run_arms(arms, at_once=min(len(arms), cores()), on_progress=lambda running: _show(progress, tasks, running))
-        _show(progress, tasks, arms)
+    try:
+        with _progress(console) as progress:
+            tasks = {arm.name: progress.add_task(arm.name, total=steps, parts="") for arm in arms}
+            run_arms(arms, at_once=min(len(arms), cores()), on_progress=lambda running: _show(progress, tasks, running))
+            _show(progress, tasks, arms)
+    except RuntimeError as error:
+        return _fail(str(error), FAILED)
     rows = {arm.name: read_measures(arm) for arm in arms}
     console.print(_table(rows))
     summary = _summary(rows)
@@ -75,6 +92,23 @@ def run_demo(
     _write_report(output, arms, rows, what, accuracy, summary, minutes)
     console.print(f"{minutes:.1f} minutes. The report, the figures and both models are in {output}/.", highlight=False)
     return 0
+
+
+def _fail(message: str, code: int) -> int:
+    """Says what went wrong, and returns the exit code."""
+    Console(stderr=True).print(f"error: {message}", markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+def _own_splits(folder: Path) -> Splits:
+    """Splits of a folder of images by class; raises as `folder_splits`, and for too few images to measure with."""
+    splits = folder_splits(folder, size=OWN_IMAGES_SIZE, channels=3)
+    if len(splits.held_out) < FEWEST_HELD_OUT:
+        raise ValueError(
+            f"{folder}: a quarter of every class, together {len(splits.held_out)} images, is held out, and "
+            f"{FEWEST_HELD_OUT} are needed to measure; add images, to at least {4 * FEWEST_HELD_OUT}"
+        )
+    return splits
 
 
 def _arms(output: Path, splits: Splits, steps: int, seed: int, samples: int) -> list[Arm]:
@@ -170,13 +204,16 @@ def _write_figures(output: Path, arms: Sequence[Arm], rows: dict[str, list[dict[
     ]
     plot_curves(output / "curves.png", panels, title="A small DiT from scratch, without and with REPA")
     names = sorted(splits.train.names)  # the order of the model's classes, which it knows by their folders
-    shown = 3 * len(names)
+    # Every class thrice, or as often as the rarest was drawn: then each line of images has all of them in order.
+    drawn = labels_like(splits.held_out.labels, arms[0].samples, len(names)).bincount(minlength=len(names))
+    lines = min(3, int(drawn.min()))
+    shown = max(1, lines) * len(names)
     samples = {
         f"{arm.name}, step {step}": torch.load(arm.folder / f"samples-{step}.pt", weights_only=True)[:shown]
         for step in (arms[0].measure_at[len(arms[0].measure_at) // 2], arms[0].measure_at[-1])
         for arm in arms
     }
-    plot_samples(output / "samples.png", samples, columns=names, title="Samples from the same noise")
+    plot_samples(output / "samples.png", samples, columns=names if lines else None, title="Samples from the same noise")
 
 
 def _write_report(

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from simpletuner.cli import COMMANDS, main
+from simpletuner.cli import COMMANDS, MOST_SEED, main
+from simpletuner.configuration.general import MAX_SEED
+
+EXAMPLES = Path(__file__).parents[1] / "config" / "examples"
 
 
 @pytest.fixture
@@ -45,6 +49,38 @@ def test_wrong_command_lines(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--steps x", "argument --steps: 'x' is not a whole number from 3 to 1000000"),
+        ("--steps 2", "argument --steps: '2' is not a whole number"),
+        ("--seed -1", "argument --seed: '-1' is not a whole number from 0 to 4294901760"),
+        ("--seed 4294967295", "argument --seed: '4294967295' is not a whole number"),
+    ],
+)
+def test_wrong_numbers_for_the_demo(flags: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", *flags.split()])
+    assert stopped.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_seeds_of_the_demo_are_those_of_a_run() -> None:
+    assert MOST_SEED == MAX_SEED
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("[!m]*.json")))
+def test_examples_are_valid(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As from the root of the repository, once the folders that the data sets name are there."""
+    shutil.copytree(EXAMPLES, tmp_path / "config" / "examples")
+    for listing in EXAMPLES.glob("multidatabackend-*.json"):
+        for entry in json.loads(listing.read_text()):
+            (tmp_path / entry["instance_data_dir"]).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--config", f"config/examples/{name}"]) == 0, capsys.readouterr().err
 
 
 def test_options_as_json(capsys: pytest.CaptureFixture[str]) -> None:

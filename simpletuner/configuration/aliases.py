@@ -22,7 +22,7 @@ def resolve_aliases(values: Mapping[str, Any], options: Iterable[OptionInfo]) ->
     """Rename the values given under an alias.
 
     An alias "name" stands for the option itself; "name=value" is a switch that, when true, gives the option that
-    value. An alias that contradicts the option's own value is an error.
+    value, and when false its default (None). An alias that contradicts the option's own value is an error.
     """
     resolved = dict(values)
     problems = []
@@ -42,6 +42,6 @@ def resolve_aliases(values: Mapping[str, Any], options: Iterable[OptionInfo]) ->
             if value is not None and own is not None and own != value:
                 message = f"contradicts {option.name} {own!r}: it stands for {value!r}"
                 problems.append(Problem(name, message, f"Keep only {option.name}."))
-            elif value is not None:
+            elif own is None:
                 resolved[option.name] = value
     return resolved, problems

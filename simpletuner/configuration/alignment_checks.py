@@ -44,7 +44,11 @@ def crepa_blocks(config: Config, family: Family | None) -> Problems:
     if teacher is None:
         yield Problem("crepa_teacher_block_index", "is not set, but crepa_feature_source is backbone", "Name a block.")
     yield from _in_depth("crepa_teacher_block_index", teacher, family)
-    yield from _teacher_is_deeper("crepa_teacher_block_index", tap, teacher)
+    if tap is None and family is not None:
+        certain = "depth" in family.stated
+        yield from _teacher_is_deeper("crepa_teacher_block_index", family.default_block, teacher, certain=certain)
+    else:
+        yield from _teacher_is_deeper("crepa_teacher_block_index", tap, teacher)
 
 
 def layersync_blocks(config: Config, family: Family | None) -> Problems:
@@ -119,6 +123,9 @@ def _idle_decay(options: AlignmentOptions) -> Problems:
                     f"{value:g} can never take effect: {options.key('scheduler')} is constant",
                     f"Set {options.key('scheduler')} to linear, cosine or polynomial, or remove this.",
                 )
+    elif options.lambda_end == options.lambda_ > 0:
+        message = f"{options.lambda_end:g} equals {options.key('lambda_')}: the weight stays as it is"
+        yield warning(options.key("lambda_end"), message, f"Lower it, or set {options.key('scheduler')} to constant.")
     elif options.lambda_end > options.lambda_ > 0:
         message = f"{options.lambda_end:g} is above {options.key('lambda_')} {options.lambda_:g}: the weight would grow"
         yield warning(options.key("lambda_end"), message, "Alignment should fade; lower it.")
@@ -132,7 +139,7 @@ def _beyond_the_run(options: AlignmentOptions, steps: int) -> Problems:
     elif options.scheduler != "constant" and warmup + options.decay_steps > steps:
         message = f"the decay would end at step {warmup + options.decay_steps}, after max_train_steps ({steps})"
         yield warning(options.key("decay_steps"), message, f"Use at most {steps - warmup}, or 0 for the rest.")
-    if cutoff > steps:
+    if cutoff >= steps:
         message = f"{cutoff} can never take effect: max_train_steps is {steps}"
         yield Problem(options.key("cutoff_step"), message, "Lower it, or remove it.")
 
@@ -192,7 +199,7 @@ def feature_cache(config: Config, family: Family | None) -> Problems:
     for options in _enabled(config):
         if isinstance(options, CrepaOptions) and options.feature_source == "backbone":
             continue
-        for name in ("feature_cache_dtype", "feature_cache_dim"):
+        for name in ("feature_cache", "feature_cache_dtype", "feature_cache_dim"):
             if getattr(options, name) != type(options).model_fields[name].default:
                 message = "has no effect: teacher features are encoded in the step, there is no cache of them yet"
                 yield warning(options.key(name), message, "Remove it.")
@@ -203,16 +210,23 @@ def _enabled(config: Config) -> Iterator[AlignmentOptions]:
 
 
 def _in_depth(name: str, block: int | None, family: Family | None) -> Problems:
-    if block is not None and family is not None and family.depth is not None and block >= family.depth:
+    if block is None or family is None or family.depth is None or block < family.depth:
+        return
+    if "depth" in family.stated:
         message = f"{block} is too high: the model has {family.depth} blocks"
         yield Problem(name, message, f"Use 0 to {family.depth - 1}.")
+    else:
+        message = f"{block} is too high for the published {family.name}, which has {family.depth} blocks"
+        yield warning(name, message, f"Use 0 to {family.depth - 1}, unless this model is a larger one.")
 
 
-def _teacher_is_deeper(name: str, student: int | None, teacher: int | None) -> Problems:
+def _teacher_is_deeper(name: str, student: int | None, teacher: int | None, *, certain: bool = True) -> Problems:
+    """``certain``: the student's block is named, not the default of a published model that may be of another size."""
     if student is None or teacher is None:
         return
     if teacher == student:
-        yield Problem(name, f"{teacher} is the student's block: the loss would be constant", "Name a deeper block.")
+        message = f"{teacher} is the student's block: the loss would be constant"
+        yield Problem(name, message, "Name a deeper block.", "error" if certain else "warning")
     elif teacher < student:
         message = f"{teacher} is shallower than the student's block {student}"
         yield warning(name, message, "Deeper blocks make the better teachers.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from pydantic import Field
 
 from simpletuner.configuration.fields import option
 from simpletuner.configuration.paths import PathText
@@ -41,7 +41,7 @@ class AlignmentOptions(PrefixedOptions):
         help="The teacher: dinov2_vits14, vitb14, vitl14 or vitg14 (with _reg for registers), timm/<name>, "
         "efficientnet_lite0 (needs no download), or a local folder or safetensors file. DINOv2-B suffices for images.",
     )
-    encoder_image_size: Annotated[int, Ge(14)] | Literal["auto"] = alignment_option(
+    encoder_image_size: Annotated[int, Field(ge=14)] | Literal["auto"] = alignment_option(
         518,
         depends_on="{encoder}",
         help="Side in pixels of the square with the same area as the teacher's input, which keeps the aspect ratio; a "

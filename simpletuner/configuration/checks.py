@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from simpletuner.configuration.alignment_checks import ALIGNMENT_RULES
@@ -13,7 +12,7 @@ from simpletuner.configuration.dependencies import without_effect
 from simpletuner.configuration.family import Family, family_of_folder, with_local_facts
 from simpletuner.configuration.general_checks import GENERAL_RULES
 from simpletuner.configuration.loading import load_valid_part
-from simpletuner.configuration.paths import local_path
+from simpletuner.configuration.paths import kind_of, local_path
 from simpletuner.configuration.problems import Problem, has_errors
 from simpletuner.configuration.validation import nearest
 
@@ -22,10 +21,10 @@ def check(config: Config, family: Family | None, model_depth: int | None = None)
     """Every problem of options that contradict each other, the model or the disk.
 
     ``family`` may be None if it is unknown: what depends on it is not checked then. ``model_depth`` is the real
-    number of blocks where it differs from the published one.
+    number of blocks, where it is known.
     """
     if family is not None and model_depth is not None:
-        family = replace(family, depth=model_depth)
+        family = family.with_depth(model_depth)
     problems = [problem for rule in (*GENERAL_RULES, *ALIGNMENT_RULES) for problem in rule(config, family)]
     named = {problem.option for problem in problems}
     return problems + [problem for problem in without_effect(config) if problem.option not in named]
@@ -45,7 +44,7 @@ def check_config_file(
         return None, problems
     family, found = _find_family(config, families)
     found += check(config, family)
-    if local_path(config.data_backend_config).is_file():
+    if kind_of(local_path(config.data_backend_config)) == "file":
         entries, in_entries = load_dataset_config(local_path(config.data_backend_config))
         found += in_entries + check_entries(entries, config, family)
     problems += [problem for problem in found if problem.option not in invalid]
@@ -59,7 +58,7 @@ def _find_family(config: Config, families: Mapping[str, Family]) -> tuple[Family
         mend = nearest(name, families) or f"Use one of {', '.join(families)}."
         return None, [Problem("model_family", f"{name!r} is no known family", mend)] if name else []
     folder = local_path(config.pretrained_model_name_or_path)
-    if not config.pretrained_model_name_or_path or not folder.is_dir():
+    if not config.pretrained_model_name_or_path or kind_of(folder) != "folder":
         return family, []
     option, needed = "pretrained_model_name_or_path", f"{family.model_subfolder}/config.json"
     actual = family_of_folder(folder, families.values())

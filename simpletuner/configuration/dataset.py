@@ -14,13 +14,15 @@ from simpletuner.configuration.family import Family
 from simpletuner.configuration.fields import OptionGroup, option
 from simpletuner.configuration.general_checks import image_size_problems, odd_frame_count
 from simpletuner.configuration.loading import plain_names, read_json
-from simpletuner.configuration.paths import local_path
+from simpletuner.configuration.paths import kind_of, local_path, not_a_folder
 from simpletuner.configuration.problems import Problem, has_errors, warning
 from simpletuner.configuration.simpletuner_names import DATASET_NAMES, SIMPLETUNER_NAMES
 from simpletuner.configuration.validation import build
 
 # SimpleTuner keeps an entry for the cache of text embeddings; here that cache needs none.
 NOT_NEEDED = ("text_embeds", "image_embeds")
+
+MOST_MEGAPIXELS = 64
 
 _entry = partial(option, tab="Data", section="Data set")
 _clip = partial(option, tab="Data", section="Clips")
@@ -110,6 +112,11 @@ def check_entries(entries: list[DatasetEntry], config: Config, family: Family | 
     ]
 
 
+def squares_mend(entry: DatasetEntry) -> str:
+    """How a data set gives square images only."""
+    return f"Set {'' if entry.crop else 'crop to true and '}crop_aspect to 'square'."
+
+
 def _read_entry(values: dict[str, Any]) -> tuple[DatasetEntry | None, list[Problem]]:
     if values.get("dataset_type") in NOT_NEEDED:
         return None, [warning("dataset_type", f"{values['dataset_type']} needs no entry here", "It is ignored.")]
@@ -126,13 +133,23 @@ def _entry_problems(entry: DatasetEntry) -> Iterator[Problem]:
     folder = local_path(entry.instance_data_dir)
     if not entry.instance_data_dir:
         yield Problem("instance_data_dir", "is not set", "Name the folder with the files.")
-    elif not folder.is_dir():
+    elif kind_of(folder) != "folder":
         yield Problem("instance_data_dir", f"no such folder: {entry.instance_data_dir!r}", "Check the path.")
-    elif entry.caption_strategy == "metadata" and not (folder / entry.metadata_file).is_file():
+    elif entry.caption_strategy == "metadata" and kind_of(folder / entry.metadata_file) != "file":
         message = f"no such file in {entry.instance_data_dir!r}: {entry.metadata_file!r}"
         yield Problem("metadata_file", message, "Check the name, or choose another caption_strategy.")
     if entry.caption_strategy == "instanceprompt" and not entry.instance_prompt:
         yield Problem("instance_prompt", "is not set, but caption_strategy is instanceprompt", "Write the caption.")
+    shortest, longest = entry.video.min_frames, entry.video.num_frames
+    if entry.dataset_type == "video" and shortest is not None and shortest > longest:
+        message = f"{shortest} is more than num_frames ({longest}): every clip would be left out"
+        yield Problem("video.min_frames", message, "Lower it, or remove it.")
+    if entry.resolution is not None and entry.resolution_type == "area" and entry.resolution > MOST_MEGAPIXELS:
+        message = f"{entry.resolution:g} megapixels, the unit of resolution_type area, are too many"
+        yield Problem("resolution", message, "Write 1 for images of about 1024x1024, or set resolution_type to pixel.")
+    cache = None if entry.cache_dir_vae is None else not_a_folder(entry.cache_dir_vae)
+    if cache is not None:
+        yield Problem("cache_dir_vae", *cache)
     yield from without_effect(entry)
 
 
@@ -142,6 +159,10 @@ def _family_problems(entry: DatasetEntry, config: Config, family: Family) -> Ite
             yield Problem("dataset_type", f"is video, but {family.name} makes images", "Use a video family.")
         elif (entry.video.num_frames - 1) % family.frame_ratio != 0:
             yield Problem("video.num_frames", *odd_frame_count(entry.video.num_frames, family))
+    if family.square_only and not (entry.crop and entry.crop_aspect == "square"):
+        name, shown = ("crop_aspect", entry.crop_aspect) if entry.crop else ("crop", "false")
+        message = f"is {shown}, but {family.name} takes square images only: another one ends the run"
+        yield warning(name, message, squares_mend(entry))
     if entry.resolution is not None and entry.resolution_type == "pixel":
         yield from image_size_problems(entry.resolution, config.aspect_bucket_alignment, family)
 

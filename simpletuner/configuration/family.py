@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from simpletuner.configuration.general import PredictionType
+from simpletuner.configuration.json_files import read_object
+from simpletuner.configuration.paths import kind_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Family:
     a pipeline packs the patches before the model sees them). ``frame_ratio`` is pixel frames per latent frame.
     ``pixel_space_without_vae``: a folder without a ``vae`` is trained on pixels, not refused. ``prediction_types`` is
     what the family can be trained to predict. ``square_only``: the model takes and makes square images. ``max_tokens``
-    is the longest side in tokens that the model has positions for, if its ``config.json`` states one.
+    is the longest side in tokens that the model has positions for, if its ``config.json`` states one. ``stated`` names
+    the facts that a local ``config.json`` states: all others are those of the published model, and a model on the hub
+    may be of another size.
     """
 
     name: str
@@ -43,11 +46,32 @@ class Family:
     prediction_types: tuple[PredictionType, ...] = ("flow_matching",)
     square_only: bool = False
     max_tokens: int | None = None
+    stated: frozenset[str] = frozenset()
 
     @property
     def pixels_per_token(self) -> int:
         """The side of one student token in pixels: image sides must be multiples of it."""
         return self.latent_ratio * self.patch_size
+
+    @property
+    def token_is_stated(self) -> bool:
+        """Whether ``pixels_per_token`` is this model's own, not that of the published one."""
+        return {"latent_ratio", "patch_size"} <= self.stated
+
+    def with_depth(self, depth: int) -> Family:
+        """The family with its real number of blocks, and the block that is aligned by default among so many."""
+        return replace(self, depth=depth, default_block=self.default_tap(depth), stated=self.stated | {"depth"})
+
+    def default_tap(self, depth: int) -> int | None:
+        """The block that is aligned where ``crepa_block_index`` is not set; None for a UNet.
+
+        The family's default for models as deep as the published one or deeper. A shallower model is tapped at the
+        same share of its depth (REPA taps block 8 of 28 and 4 of 12, arXiv 2410.06940), not before block 1 if there
+        is one.
+        """
+        if self.default_block is None or self.depth is None or depth >= self.depth:
+            return self.default_block
+        return min(depth - 1, max(1, round(depth * self.default_block / self.depth)))
 
 
 def with_local_facts(family: Family, folder: Path) -> Family:
@@ -56,23 +80,26 @@ def with_local_facts(family: Family, folder: Path) -> Family:
     Facts that the folder does not state stay as published. Raises ``ValueError`` or ``OSError`` for a
     ``config.json`` that is missing or broken.
     """
-    model = _read_json(folder / family.model_subfolder / "config.json")
-    facts: dict[str, Any] = {}
+    model = read_object(folder / family.model_subfolder / "config.json")
+    facts: dict[str, int | None] = {}
+    depth = None
     if family.model_type == "unet":
-        facts["patch_size"] = _halvings(model, "block_out_channels", family.patch_size)
+        facts["patch_size"] = _halvings(model, "block_out_channels")
     else:
-        if family.depth_keys and all(isinstance(model.get(key), int) for key in family.depth_keys):
-            facts["depth"] = sum(model[key] for key in family.depth_keys)
-        patch = model.get(family.patch_key) if family.patch_key is not None else None
-        facts["patch_size"] = _last_int(patch, family.patch_size)
-        if isinstance(model.get("pos_embed_max_size"), int):
-            facts["max_tokens"] = model["pos_embed_max_size"]
+        parts = [_positive(model.get(key)) for key in family.depth_keys]
+        depth = sum(part for part in parts if part is not None) if parts and None not in parts else None
+        patch = model.get(family.patch_key) if family.patch_key is not None else family.patch_size
+        # A patch size is a number, or a list of them that ends with the width.
+        facts["patch_size"] = _positive(patch[-1] if isinstance(patch, list) and patch else patch)
+        facts["max_tokens"] = _positive(model.get("pos_embed_max_size"))
     vae = folder / "vae" / "config.json"
-    if vae.is_file():
-        facts["latent_ratio"] = _latent_ratio(_read_json(vae), family.latent_ratio)
+    if kind_of(vae) == "file":
+        facts["latent_ratio"] = _latent_ratio(read_object(vae))
     elif family.pixel_space_without_vae:
         facts["latent_ratio"] = 1
-    return replace(family, **facts)
+    stated: dict[str, Any] = {name: value for name, value in facts.items() if value is not None}
+    found = replace(family, **stated, stated=frozenset(stated))
+    return found if depth is None else found.with_depth(depth)
 
 
 def family_of_folder(folder: Path, families: Iterable[Family]) -> Family | None:
@@ -80,35 +107,25 @@ def family_of_folder(folder: Path, families: Iterable[Family]) -> Family | None:
     for family in families:
         file = folder / family.model_subfolder / "config.json"
         try:
-            if _read_json(file).get("_class_name") == family.model_class:
+            if read_object(file).get("_class_name") == family.model_class:
                 return family
         except (OSError, ValueError):
             continue
     return None
 
 
-def _latent_ratio(vae: Mapping[str, Any], published: int) -> int:
-    stated = vae.get("scale_factor_spatial")
-    if isinstance(stated, int):
-        return stated
+def _latent_ratio(vae: Mapping[str, Any]) -> int | None:
     key = "block_out_channels" if "block_out_channels" in vae else "dim_mult"
-    return _halvings(vae, key, published)
+    ratio = _positive(vae.get("scale_factor_spatial"))
+    return _halvings(vae, key) if ratio is None else ratio
 
 
-def _halvings(config: Mapping[str, Any], key: str, published: int) -> int:
+def _halvings(config: Mapping[str, Any], key: str) -> int | None:
     """A U-shaped network halves its input between every two of its levels."""
     levels = config.get(key)
-    return 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else published
+    return 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else None
 
 
-def _last_int(value: object, published: int) -> int:
-    """A patch size is a number, or a list of them that ends with the width."""
-    last = value[-1] if isinstance(value, list) and value else value
-    return last if isinstance(last, int) else published
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return content
+def _positive(value: object) -> int | None:
+    """A number that can be a size; whatever else stands there is not believed."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -113,10 +113,14 @@ class OptionInfo:
     def _range(self) -> str:
         parts = []
         if self.minimum is not None:
-            parts.append(f"{'more than' if self.exclusive_minimum else 'at least'} {self.minimum:g}")
+            parts.append(f"{'more than' if self.exclusive_minimum else 'at least'} {_plain(self.minimum)}")
         if self.maximum is not None:
-            parts.append(f"{'less than' if self.exclusive_maximum else 'at most'} {self.maximum:g}")
+            parts.append(f"{'less than' if self.exclusive_maximum else 'at most'} {_plain(self.maximum)}")
         return " of " + " and ".join(parts) if parts else ""
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def union_members(annotation: Any) -> list[Any]:
@@ -135,7 +139,7 @@ def describe(name: str, field: FieldInfo) -> OptionInfo:
     for member in members:
         if get_origin(member) is Annotated:
             member, *inner = get_args(member)
-            metadata += inner
+            metadata += [part for item in inner for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
         if get_origin(member) is Literal:
             words += get_args(member)
         elif get_origin(member) is list:

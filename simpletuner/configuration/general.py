@@ -19,7 +19,10 @@ Tracker = Literal[
     "none", "tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"
 ]
 
-SIDE_OR_SIDES = r"^[1-9]\d*(x[1-9]\d*)?$"
+# NumPy takes 32 bits, and every process adds its number.
+MAX_SEED = 2**32 - 2**16
+
+SIDE_OR_SIDES = r"^[1-9]\d{0,5}(x[1-9]\d{0,5})?$"
 
 
 def _text_of_number(value: object) -> object:
@@ -203,10 +206,11 @@ class ValidationOptions(OptionGroup):
         None,
         pattern=SIDE_OR_SIDES,
         example="1344x768",
-        help="Size of the samples in pixels: 1024, or 1344x768 (width x height). None takes the training resolution.",
+        help="Size of the samples in pixels: 1024, or 1344x768 (width x height). None takes resolution, "
+        "whatever the data sets have.",
     )
     validation_seed: int | None = _when_validating(
-        None, ge=0, help="Seed of the samples, the same at every validation. None takes seed."
+        None, ge=0, le=2**63 - 1, help="Seed of the samples, the same at every validation. None takes seed."
     )
     validation_num_video_frames: int | None = _when_validating(
         None, ge=1, help="Frames of a sampled clip (video families). None takes as many as the data set has."
@@ -220,7 +224,7 @@ _tracking = partial(option, tab="Run", section="Tracking")
 class RunOptions(OptionGroup):
     """How the run presents itself."""
 
-    seed: int = _run(42, ge=0, help="Seed of weights, noise and data order.")
+    seed: int = _run(42, ge=0, le=MAX_SEED, help="Seed of weights, noise and data order.")
     report_to: Tracker = _tracking(
         "tensorboard", help="Where losses and samples are logged; TensorBoard writes to output_dir/logs."
     )

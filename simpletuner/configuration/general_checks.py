@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from simpletuner.configuration.config import Config
 from simpletuner.configuration.family import Family
 from simpletuner.configuration.fields import describe_all
-from simpletuner.configuration.paths import local_path, looks_like_path, missing_path
+from simpletuner.configuration.paths import kind_of, local_path, looks_like_path, missing_path, not_a_folder
 from simpletuner.configuration.problems import Problem, warning
 
 Problems = Iterator[Problem]
@@ -33,16 +33,14 @@ def paths(config: Config, family: Family | None) -> Problems:
         problem = missing_path(value) if value else None
         if problem is not None:
             yield Problem(name, *problem)
-    if local_path(config.data_backend_config).is_dir() and config.data_backend_config:
+    if kind_of(local_path(config.data_backend_config)) == "folder" and config.data_backend_config:
         yield Problem("data_backend_config", f"{config.data_backend_config!r} is a folder", "Name the JSON file in it.")
     for name in ("output_dir", "cache_dir"):
-        folder = local_path(getattr(config, name))
-        file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
-        if file is not None:
-            shown = "is a file" if file == folder else f"lies in {str(file)!r}, which is a file"
-            yield Problem(name, f"{getattr(config, name)!r} {shown}", "Name a folder.")
+        problem = not_a_folder(getattr(config, name))
+        if problem is not None:
+            yield Problem(name, *problem)
     resume = local_path(config.resume_from_checkpoint or "latest")
-    if resume.exists() and str(resume) != "latest" and not (resume / "manifest.json").is_file():
+    if str(resume) != "latest" and kind_of(resume) and not kind_of(resume / "manifest.json"):
         message = f"{str(resume)!r} is no checkpoint: it has no manifest.json"
         yield Problem("resume_from_checkpoint", message, "Name a folder such as output_dir/checkpoint-500, or latest.")
 
@@ -98,8 +96,11 @@ def _token_problems(name: str, side: float, family: Family) -> Problems:
     token = family.pixels_per_token
     if side % token != 0:
         lower = int(side // token * token)
-        message = f"{side:g} is not a multiple of {token}, the pixels of a {family.name} token"
-        yield Problem(name, message, f"Use {f'{lower} or ' if lower > 0 else ''}{lower + token}.")
+        # A model on the hub may have other patches than the published one, though few do.
+        model = family.name if family.token_is_stated else f"published {family.name}"
+        message = f"{side:g} is not a multiple of {token}, the pixels of a {model} token"
+        mend = f"Use {f'{lower} or ' if lower > 0 else ''}{lower + token}."
+        yield Problem(name, message, mend, "error" if family.token_is_stated else "warning")
     elif family.max_tokens is not None and side > family.max_tokens * token:
         message = (
             f"{side:g} is more than this {family.name} has positions for: {family.max_tokens * token} pixels a side"

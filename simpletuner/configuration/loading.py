@@ -10,6 +10,7 @@ from typing import Any
 from simpletuner.configuration.aliases import resolve_aliases
 from simpletuner.configuration.config import Config
 from simpletuner.configuration.fields import describe_all
+from simpletuner.configuration.json_files import parse_json
 from simpletuner.configuration.problems import Problem, has_errors
 from simpletuner.configuration.validation import build, parse_text
 
@@ -56,7 +57,10 @@ def parse_flags(arguments: Sequence[str]) -> tuple[dict[str, str | bool], list[P
         elif waiting is not None:
             flags[waiting], waiting = argument, None
         else:
-            problems.append(Problem(argument, "belongs to no option", "Write --option value; quote texts with spaces."))
+            mend = "Write --option value; quote texts with spaces."
+            if argument.endswith(".json"):
+                mend = f"Write --config {argument}."
+            problems.append(Problem(argument, "belongs to no option", mend))
     return flags, problems
 
 
@@ -80,7 +84,7 @@ def read_json(path: Path) -> tuple[Any, list[Problem]]:
         return content
 
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique), repeated
+        return parse_json(path.read_text(encoding="utf-8-sig"), unique), repeated
     except FileNotFoundError:
         return None, [Problem(str(path), "no such file", "Check the path.")]
     except OSError as error:
@@ -90,8 +94,10 @@ def read_json(path: Path) -> tuple[Any, list[Problem]]:
         return None, [Problem(str(path), f"is not valid JSON at {place}: {error.msg}", "Correct the file there.")]
     except UnicodeDecodeError:
         return None, [Problem(str(path), "is not UTF-8 text", "Save it as UTF-8.")]
+    except ValueError as error:  # nested too deeply, or a name that can be no path
+        return None, [Problem(str(path), f"cannot be read: {error}", "Correct the file or its name.")]
 
 
-def _typed(name: str, value: str | bool) -> Any:
+def _typed(name: str, value: str | bool | None) -> Any:
     field = Config.model_fields.get(name)
     return parse_text(field, value) if field is not None and isinstance(value, str) else value

@@ -27,6 +27,8 @@ def build(
     An unknown name is an error with the nearest known one; if it is ``known_elsewhere`` (an option of SimpleTuner
     that is not implemented here) it is a warning.
     """
+    # pydantic has no place for a name that is no Unicode, such as half a surrogate pair.
+    values = {name.encode(errors="backslashreplace").decode(): value for name, value in values.items()}
     try:
         return model.model_validate(values), []
     except ValidationError as error:
@@ -47,9 +49,10 @@ def parse_text(field: FieldInfo, text: str) -> Any:
     if info.type == "list":
         return [item.strip() for item in text.split(",") if item.strip()]
     try:
-        return TypeAdapter[Any](field.rebuild_annotation()).validate_python(text, strict=False)
+        value = TypeAdapter[Any](field.rebuild_annotation()).validate_python(text, strict=False)
     except ValidationError:
         return text
+    return text if isinstance(value, int) and abs(value) >= 2**64 else value  # as in a file: no option takes it
 
 
 def unknown_name(name: str, known: Iterable[str], known_elsewhere: frozenset[str]) -> Problem:
@@ -98,6 +101,8 @@ def _problem(
 def _mend(field: FieldInfo, info: OptionInfo, value: Any) -> str:
     if isinstance(value, str):
         meant = parse_text(field, value)
+        if info.type == "list":
+            return f"Write a list: {json.dumps(meant)}."
         if isinstance(meant, bool):
             return f"Write {json.dumps(meant)}, without quotes."
         if meant != value:

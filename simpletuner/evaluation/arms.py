@@ -27,12 +27,15 @@ from simpletuner.helpers.models.taps import Batch, FeatureSource
 from simpletuner.helpers.training.alignment.geometry import TokenGrid
 from simpletuner.helpers.training.alignment.teachers import Teacher, make_teacher
 from simpletuner.helpers.training.ema import averaged_weights
+from simpletuner.helpers.training.reporting import METRICS_FILE
 from simpletuner.helpers.training.trainer import Trainer
 
 MEASURES_FILE = "measures.jsonl"
 CLASSIFIER_FILE = "classifier.safetensors"
 PLAIN_CLASSIFIER_FILE = "plain_classifier.safetensors"
 SAMPLES_KEPT = 100
+TEACHER = "efficientnet_lite0"  # whose features every arm is compared with
+TEACHER_SCALE = 4  # it sees the images this much larger, so that its tokens lie on the student's grid
 POLL_SECONDS = 0.5
 
 
@@ -75,12 +78,15 @@ class Arm:
 def run_arm(arm: Arm) -> None:
     """Trains and measures one arm; writes `measures.jsonl` and samples beside what the trainer writes."""
     torch.set_num_threads(arm.threads)
+    _forget_earlier_run(arm)
     trainer = Trainer(Config(**arm.options), live=False)
     trainer.setup()
-    teacher = _teacher(trainer)
+    teacher = measuring_teacher(trainer, arm)
     foundation, since = trainer.foundation, time.perf_counter()
     if foundation.alignment is not None and arm.features != "step":
-        foundation.feature_source = precomputed_features(trainer, teacher, other=arm.features == "other")
+        foundation.feature_source = precomputed_features(
+            trainer, foundation.alignment.teacher, other=arm.features == "other"
+        )
     feature_seconds = time.perf_counter() - since
     train, held_out = (
         read_class_folders(Path(arm.data) / part, size=arm.size, channels=arm.channels)
@@ -99,7 +105,6 @@ def run_arm(arm: Arm) -> None:
         probe=arm.probe,
         plain_classifier=load_classifier(plain) if plain.is_file() else None,
     )
-    (arm.folder / MEASURES_FILE).unlink(missing_ok=True)
     trained, since = 0.0, time.perf_counter()
 
     def on_step(trainer: Trainer) -> None:
@@ -119,12 +124,13 @@ def run_arm(arm: Arm) -> None:
     trainer.run(on_step)
 
 
-def _teacher(trainer: Trainer) -> Teacher:
-    """The run's own teacher; for a run without one, the same one for measuring."""
-    alignment = trainer.foundation.alignment
-    if alignment is not None:
+def measuring_teacher(trainer: Trainer, arm: Arm) -> Teacher:
+    """The teacher that measures, the same for every arm; the run's own where that is the same."""
+    alignment, options, image_size = trainer.foundation.alignment, trainer.config.crepa, arm.size * TEACHER_SCALE
+    own = (options.feature_source, options.encoder, options.encoder_image_size)
+    if alignment is not None and own == ("encoder", TEACHER, image_size):
         return alignment.teacher
-    teacher = make_teacher("efficientnet_lite0", image_size=112)
+    teacher = make_teacher(TEACHER, image_size=image_size)
     teacher.standardise(trainer.statistics_batches())
     return teacher
 
@@ -166,7 +172,7 @@ def run_arms(arms: Sequence[Arm], *, at_once: int, on_progress: Callable[[Sequen
     """Runs arms in processes of their own, `at_once` side by side; calls `on_progress` with those that are running.
 
     Raises:
-        RuntimeError: an arm failed; says where its log is.
+        RuntimeError: an arm failed; says where its log is, and its last line.
     """
     waiting, running = iter(arms), dict[subprocess.Popen[bytes], Arm]()
     try:
@@ -180,7 +186,8 @@ def run_arms(arms: Sequence[Arm], *, at_once: int, on_progress: Callable[[Sequen
             for process in [process for process in running if process.poll() is not None]:
                 arm = running.pop(process)
                 if process.returncode != 0:
-                    raise RuntimeError(f"The arm {arm.name!r} failed; its log is {arm.folder / 'arm.log'}.")
+                    log = arm.folder / "arm.log"
+                    raise RuntimeError(f"The arm {arm.name!r} failed; its log is {log}: {_last_line(log)}")
     finally:
         for process in running:
             process.terminate()
@@ -190,8 +197,20 @@ def _take(arms: Iterator[Arm], count: int) -> list[Arm]:
     return [arm for _, arm in zip(range(count), arms, strict=False)]
 
 
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it is empty")
+
+
+def _forget_earlier_run(arm: Arm) -> None:
+    """Removes what an earlier run into the same folder measured, which would pass for this one's."""
+    for name in (MEASURES_FILE, METRICS_FILE):
+        (arm.folder / name).unlink(missing_ok=True)
+
+
 def _start(arm: Arm) -> subprocess.Popen[bytes]:
     arm.folder.mkdir(parents=True, exist_ok=True)
+    _forget_earlier_run(arm)
     description = arm.folder / "arm.json"
     description.write_text(json.dumps(asdict(arm), indent=2), encoding="utf-8")
     with (arm.folder / "arm.log").open("wb") as log:

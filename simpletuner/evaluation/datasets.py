@@ -13,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+from simpletuner.helpers.data.errors import MediaError
+from simpletuner.helpers.data.media import IMAGE_SUFFIXES, read_image
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FASHION_NAMES = (
@@ -31,7 +34,7 @@ FASHION_NAMES = (
     "ankle boot",
 )
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+FEWEST_OF_A_CLASS = 4  # so that each of three splits has one, and training two
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,10 @@ def write_class_folders(data: LabelledImages, folder: Path) -> Path:
 
 
 def read_class_folders(folder: Path, *, size: int, channels: int = 1) -> LabelledImages:
-    """Reads `folder/<class name>/*.png` (or jpg, webp, bmp): the shorter side scaled to `size`, then the centre square.
+    """Reads the images `folder/<class name>/*`: the shorter side scaled to `size`, then the centre square.
 
     Classes are the sorted folder names; files are read in sorted order, those with a number in that order. Folders
-    without an image are left out.
+    without an image are left out, and so is what begins with a dot.
 
     Args:
         size: side of the square images, in pixels.
@@ -161,14 +164,14 @@ def read_class_folders(folder: Path, *, size: int, channels: int = 1) -> Labelle
     if channels not in (1, 3):
         raise ValueError(f"channels: {channels}; choose 1 (luminance) or 3 (RGB)")
     files = {
-        child.name: sorted((path for path in child.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
+        child.name: sorted(filter(_is_image, child.iterdir()), key=_natural)
         for child in (sorted(folder.iterdir(), key=_caption) if folder.is_dir() else ())
-        if child.is_dir()
+        if child.is_dir() and not child.name.startswith(".")
     }
     files = {name: paths for name, paths in files.items() if paths}
     if not files:
         raise FileNotFoundError(
-            f"{folder}: no images found; it must hold one folder a class, each with .png, .jpg, .webp or .bmp files"
+            f"{folder}: no images found; it must hold one folder a class, each with files such as .png, .jpg or .webp"
         )
     images = [_read_image(path, size, channels) for paths in files.values() for path in paths]
     labels = [label for label, paths in enumerate(files.values()) for _ in paths]
@@ -176,18 +179,29 @@ def read_class_folders(folder: Path, *, size: int, channels: int = 1) -> Labelle
 
 
 def folder_splits(folder: Path, *, size: int, channels: int = 1, seed: int = 0) -> Splits:
-    """A folder of one's own: half to train on, a quarter held out, a quarter for the classifier.
+    """A folder of one's own: of every class a quarter held out, a quarter for the classifier, the rest to train on.
+
+    Quarters are rounded down and never empty.
 
     See `read_class_folders` for its layout and for what is raised.
+
+    Raises:
+        ValueError: a class has fewer than 4 images.
     """
     data = read_class_folders(folder, size=size, channels=channels)
-    quarter = len(data) // 4
-    if quarter < 2 * len(data.names):
-        raise ValueError(
-            f"{folder}: {len(data)} images of {len(data.names)} classes are too few to split; "
-            f"give at least {8 * len(data.names)}"
-        )
-    return split(data, train=len(data) - 2 * quarter, held_out=quarter, classifier=quarter, seed=seed)
+    order = _interleave_classes(data.labels, seed)
+    parts: list[list[Tensor]] = [[], [], []]
+    for label, name in enumerate(data.names):
+        members = order[data.labels[order] == label]
+        if len(members) < FEWEST_OF_A_CLASS:
+            raise ValueError(
+                f"{folder / name}: a class needs at least {FEWEST_OF_A_CLASS} images, and this one has "
+                f"{len(members)}; add images, or remove the folder"
+            )
+        quarter = len(members) // 4
+        for part, chosen in zip(parts, members.split([len(members) - 2 * quarter, quarter, quarter]), strict=True):
+            part.append(chosen)
+    return Splits(*(data.select(torch.cat(part)) for part in parts))
 
 
 def _interleave_classes(labels: Tensor, seed: int) -> Tensor:
@@ -229,10 +243,9 @@ def _read_idx(path: Path, *, dimensions: int) -> np.ndarray:
 
 def _read_image(path: Path, size: int, channels: int) -> Tensor:
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path}: is not a readable image ({error}); mend or remove it") from error
+        image = read_image(path).convert("L" if channels == 1 else "RGB")
+    except MediaError as error:
+        raise ValueError(f"{error}; mend or remove it") from error
     width, height = image.size
     if (width, height) != (size, size):
         scale = size / min(width, height)
@@ -242,6 +255,10 @@ def _read_image(path: Path, size: int, channels: int) -> Tensor:
         image = image.crop((left, top, left + size, top + size))
     array = np.asarray(image, dtype=np.float32) / 255
     return torch.from_numpy(array.reshape(size, size, channels)).permute(2, 0, 1).contiguous()
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _caption(folder: Path) -> str:

@@ -7,30 +7,40 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
-from simpletuner.evaluation.arms import CLASSIFIER_FILE, PLAIN_CLASSIFIER_FILE, Arm
+from simpletuner.evaluation.arms import CLASSIFIER_FILE, PLAIN_CLASSIFIER_FILE, TEACHER_SCALE, Arm
 from simpletuner.evaluation.classifier import save_classifier, train_classifier
 from simpletuner.evaluation.datasets import Splits, write_class_folders
 
 PATCH = 4  # pixels a token
-TEACHER_SCALE = 4  # the teacher sees the images this much larger, so that its tokens lie on the student's grid
+LISTING_FILE = "multidatabackend.json"
 
 
 def prepare(splits: Splits, folder: Path, *, classifier_epochs: int, plain_classifier: bool = False) -> float:
-    """Writes images, classifiers and the model's configuration below `folder`; returns the first one's accuracy."""
+    """Writes images, classifiers and the model's configuration below `folder`; returns the first one's accuracy.
+
+    What an earlier comparison has written there is removed first.
+
+    Raises:
+        ValueError: `folder` holds data that no comparison has written.
+    """
     data = folder / "data"
-    write_class_folders(splits.train, data / "train")
-    write_class_folders(splits.held_out, data / "held_out")
+    _remove_earlier(folder)
+    data.mkdir(parents=True, exist_ok=True)
+    # The classifier first: by it a later run knows these folders as its own to remove.
     classifier = train_classifier(splits.classifier, epochs=classifier_epochs)
     save_classifier(classifier, data / CLASSIFIER_FILE)
     if plain_classifier:
         plain = train_classifier(splits.classifier, epochs=classifier_epochs, shift=0, noise=0.0)
         save_classifier(plain, data / PLAIN_CLASSIFIER_FILE)
+    write_class_folders(splits.train, data / "train")
+    write_class_folders(splits.held_out, data / "held_out")
     _write_model(folder / "model", splits)
     entry = {
         "id": "images",
@@ -39,8 +49,20 @@ def prepare(splits: Splits, folder: Path, *, classifier_epochs: int, plain_class
         "caption_strategy": "folder",
         "crop_aspect": "square",
     }
-    (folder / "multidatabackend.json").write_text(json.dumps([entry], indent=2), encoding="utf-8")
+    (folder / LISTING_FILE).write_text(json.dumps([entry], indent=2), encoding="utf-8")
     return classifier.accuracy(splits.held_out)
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Images that stayed from an earlier comparison would be trained on, and measured with, too."""
+    data, listing = folder / "data", folder / LISTING_FILE
+    parts = [part for part in (data / "train", data / "held_out") if part.exists()]
+    if not (data / CLASSIFIER_FILE).is_file() and (parts or listing.exists()):
+        raise ValueError(f"{folder} holds data that no comparison has written there; name another folder")
+    for part in parts:
+        shutil.rmtree(part)
+    for path in (listing, data / PLAIN_CLASSIFIER_FILE, data / CLASSIFIER_FILE):  # the one that tells whose it is last
+        path.unlink(missing_ok=True)
 
 
 def _write_model(folder: Path, splits: Splits) -> None:
@@ -79,7 +101,7 @@ def make_arm(
         "model_type": "full",
         "train_from_scratch": True,
         "pretrained_model_name_or_path": str(folder / "model"),
-        "data_backend_config": str(folder / "multidatabackend.json"),
+        "data_backend_config": str(folder / LISTING_FILE),
         "cache_dir": str(folder / name / "cache"),  # its own: arms run side by side
         "output_dir": str(folder / name),
         "prediction_type": "flow_matching",

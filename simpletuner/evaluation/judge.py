@@ -12,7 +12,7 @@ from torch import Tensor
 from simpletuner.evaluation.classifier import SmallClassifier
 from simpletuner.evaluation.datasets import LabelledImages
 from simpletuner.evaluation.metrics import cknna, frechet_distance, gaussian_statistics, linear_probe
-from simpletuner.evaluation.samples import balanced_labels, latents_to_pixels, sample_flow
+from simpletuner.evaluation.samples import labels_like, latents_to_pixels, sample_flow
 from simpletuner.helpers.models.capture import capture_hidden_states
 
 SIGMA = 0.3  # noise level at which hidden states are looked at
@@ -81,7 +81,9 @@ class Judge:
         self.probe_images = train.spread(examined) if probe else None
         self.teacher_tokens = torch.cat([teacher_tokens(images) for images in self.examined.images.split(CHUNK)])
         classes = len(held_out.names)
-        self.sample_labels = balanced_labels(samples, classes) if conditional else torch.full((samples,), classes)
+        self.sample_labels = torch.full((samples,), classes)
+        if conditional:
+            self.sample_labels = labels_like(held_out.labels, samples, classes)
         labels = self.examined.labels
         self.loss_labels = labels if conditional else torch.full_like(labels, classes)
         generator = torch.Generator().manual_seed(0)
@@ -115,7 +117,7 @@ class Judge:
         return measures, samples
 
     def sample(self, model: Any) -> Tensor:
-        """Samples, of every class alike if the model is told it: `(n, C, H, W)` in [0, 1]."""
+        """Samples `(n, C, H, W)` in [0, 1]; in the class shares of the held-out images if the model is told classes."""
 
         def velocity(latents: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
             return model(latents, timestep=timesteps, class_labels=labels, return_dict=False)[0].float()

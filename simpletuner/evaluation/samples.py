@@ -45,9 +45,19 @@ def latents_to_pixels(latents: Tensor) -> Tensor:
     return ((latents + 1) / 2).clamp(0, 1)
 
 
-def balanced_labels(count: int, classes: int) -> Tensor:
-    """`(count,)` labels 0, 1, .. classes - 1, 0, ..: every class equally often, and any prefix as well as can be."""
-    return torch.arange(count) % classes
+def labels_like(reference: Tensor, count: int, classes: int) -> Tensor:
+    """`(count,)` labels in the class shares of `reference` `(n,)`, to within one: 0, 1, .. classes - 1, 0, 1, ..
+
+    A class is left out of further rounds once it has its share, so with equal shares all rounds are full. Otherwise a
+    distance between samples and `reference` would tell of the shares too.
+    """
+    shares = reference.bincount(minlength=classes) * count / len(reference)
+    counts = shares.floor().long()
+    # What rounding left over goes to the largest remainders, the first of equal ones.
+    remainders = (shares - counts).argsort(descending=True, stable=True)
+    counts[remainders[: count - int(counts.sum())]] += 1
+    rounds = torch.arange(int(counts.max())).unsqueeze(1) < counts
+    return rounds.nonzero()[:, 1]
 
 
 def _integrate(velocity: Velocity, latents: Tensor, labels: Tensor, steps: int) -> Tensor:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ TRANSFORMER = Family(
     default_block=8,
     depth=24,
 )
+LOCAL = replace(TRANSFORMER, stated=frozenset({"depth", "patch_size", "latent_ratio"}))
+"""What `TRANSFORMER` is once a folder's config.json has said the same of itself."""
 VIDEO = Family(
     name="wan",
     foundation="unused:Unused",
@@ -69,7 +72,7 @@ def complete(data_set: Path) -> dict[str, Any]:
 def problems_of(complete: dict[str, Any]) -> Check:
     """Check options on top of the least that a run needs; the problems by option."""
 
-    def run(family: Family | None = TRANSFORMER, depth: int | None = None, **options: Any) -> dict[str, Problem]:
+    def run(family: Family | None = LOCAL, depth: int | None = None, **options: Any) -> dict[str, Problem]:
         return {problem.option: problem for problem in check(Config(**{**complete, **options}), family, depth)}
 
     return run

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from simpletuner.configuration import load_config
-from tests.configuration.conftest import TRANSFORMER, UNET, VIDEO, Check
+from tests.configuration.conftest import LOCAL, TRANSFORMER, UNET, VIDEO, Check
 
 BACKBONE = {"crepa_enabled": True, "crepa_feature_source": "backbone"}
 CREPA = {"crepa_enabled": True}
@@ -82,6 +82,17 @@ def test_good_configurations_have_no_problem(problems_of: Check, options: dict[s
             "step 1100, after max_train_steps (1000). Use at most 800",
         ),
         ({**CREPA, "crepa_cutoff_step": 1001}, "crepa_cutoff_step", "error", "can never take effect"),
+        ({**CREPA, "crepa_cutoff_step": 1000}, "crepa_cutoff_step", "error", "can never take effect"),
+        (
+            {**CREPA, "crepa_scheduler": "linear", "crepa_lambda_end": 0.5},
+            "crepa_lambda_end",
+            "warning",
+            "0.5 equals crepa_lambda: the weight stays as it is",
+        ),
+        ({**BACKBONE, "crepa_teacher_block_index": 8}, "crepa_teacher_block_index", "error", "is the student's block"),
+        ({**BACKBONE, "crepa_teacher_block_index": 7}, "crepa_teacher_block_index", "warning", "shallower"),
+        ({**CREPA, "crepa_encoder": "timm/"}, "crepa_encoder", "error", "no known encoder"),
+        ({**CREPA, "crepa_feature_cache": False}, "crepa_feature_cache", "warning", "there is no cache of them yet"),
         (
             {**CREPA, "crepa_cutoff_step": 50, "crepa_warmup_steps": 100},
             "crepa_cutoff_step",
@@ -126,6 +137,30 @@ def test_thresholds_above_one_are_refused() -> None:
 
 def test_the_real_depth_counts(problems_of: Check) -> None:
     assert "4 blocks" in problems_of(depth=4, **CREPA, crepa_block_index=8)["crepa_block_index"].message
+
+
+def test_a_model_on_the_hub_may_be_larger_than_the_published_one(problems_of: Check) -> None:
+    """Wan with 14 B parameters has 40 blocks, and only its own config.json says so: the loader then refuses."""
+    for options in (
+        {**CREPA, "crepa_block_index": 35},
+        {**BACKBONE, "crepa_teacher_block_index": 35},
+        {**LAYERSYNC, "layersync_teacher_block": 35},
+        {**BACKBONE, "crepa_teacher_block_index": 8},
+        {"resolution": 1000},
+        {"aspect_bucket_alignment": 8},
+        {"validation_prompt": "x", "validation_resolution": 500},
+    ):
+        assert {problem.severity for problem in problems_of(TRANSFORMER, **options).values()} == {"warning"}, options
+        assert "error" in {problem.severity for problem in problems_of(LOCAL, **options).values()}, options
+    deep = problems_of(TRANSFORMER, **CREPA, crepa_block_index=35)["crepa_block_index"]
+    assert "the published sd3, which has 24 blocks" in deep.message
+
+
+def test_the_default_block_of_a_shallow_model_counts(problems_of: Check) -> None:
+    """Block 8 of 24 is block 2 of 6, which is then the student."""
+    assert problems_of(depth=6, **BACKBONE, crepa_teacher_block_index=3) == {}
+    problem = problems_of(depth=6, **BACKBONE, crepa_teacher_block_index=2)["crepa_teacher_block_index"]
+    assert problem.severity == "error" and "constant" in problem.message
 
 
 def test_the_wrong_prefix_is_an_error_for_a_unet(problems_of: Check) -> None:

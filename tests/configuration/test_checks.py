@@ -19,6 +19,10 @@ from tests.configuration.conftest import FAMILIES, VIDEO, Check
         ({"pretrained_model_name_or_path": "/gone/model"}, "pretrained_model_name_or_path", "error", "no such file"),
         ({"resume_from_checkpoint": "checkpoint-3"}, "resume_from_checkpoint", "error", "no such file"),
         ({"output_dir": __file__}, "output_dir", "error", "is a file"),
+        ({"pretrained_model_name_or_path": "./" + 300 * "x"}, "pretrained_model_name_or_path", "error", "too long"),
+        ({"data_backend_config": 300 * "x"}, "data_backend_config", "error", "too long"),
+        ({"data_backend_config": "a\0b"}, "data_backend_config", "error", "can be no path"),
+        ({"resume_from_checkpoint": 300 * "x"}, "resume_from_checkpoint", "error", "too long"),
         ({"max_train_steps": 0}, "max_train_steps", "error", "no end"),
         ({"num_train_epochs": 3}, "num_train_epochs", "warning", "shorter"),
         ({"lr_scheduler": "cosine", "lr_warmup_steps": 1000}, "lr_warmup_steps", "error", "not below"),
@@ -90,6 +94,18 @@ def test_the_model_folder_is_read(tmp_path: Path, complete: dict[str, Any]) -> N
     assert "needs transformer/config.json" in check_file(tmp_path, content)["pretrained_model_name_or_path"]
     (tmp_path / "model" / "transformer" / "config.json").write_text('{"num_layers": 3}')
     assert "3 blocks" in check_file(tmp_path, {**content, "crepa_block_index": 3})["crepa_block_index"]
+
+
+@pytest.mark.parametrize("text", ['{"patch_size": 0}', "[" * 100_000, '{"num_layers": 1' + 5000 * "0" + "}", "\ud800"])
+def test_no_model_folder_is_a_traceback(tmp_path: Path, complete: dict[str, Any], text: str) -> None:
+    for part in ("transformer", "vae"):
+        (tmp_path / "model" / part).mkdir(parents=True)
+        (tmp_path / "model" / part / "config.json").write_text(text, errors="surrogatepass")
+    content = {**complete, "pretrained_model_name_or_path": str(tmp_path / "model"), "crepa_enabled": True}
+    problems = check_file(tmp_path, content)
+    assert set(problems) <= {"pretrained_model_name_or_path"}
+    if not text.startswith("{"):
+        assert "config.json" in problems["pretrained_model_name_or_path"]
 
 
 def test_data_sets_are_checked(tmp_path: Path, complete: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ def test_entries_as_simpletuner_writes_them(tmp_path: Path) -> None:
         ({"type": "aws"}, "type", "one of: local"),
         ({"video": {"num_frames": 0}}, "video.num_frames", "at least 1"),
         ({"video": {"framez": 9}}, "video.framez", "is no option"),
+        ({"dataset_type": "video", "video": {"min_frames": 50}}, "video.min_frames", "every clip would be left out"),
+        ({"resolution": 1024, "resolution_type": "area"}, "resolution", "set resolution_type to pixel"),
+        ({"cache_dir_vae": ""}, "cache_dir_vae", "is empty"),
+        ({"cache_dir_vae": __file__}, "cache_dir_vae", "is a file"),
+        ({"instance_data_dir": 300 * "x"}, "instance_data_dir", "no such folder"),
+        ({"caption_strategy": "metadata", "metadata_file": "a\0b"}, "metadata_file", "no such file"),
     ],
 )
 def test_errors(tmp_path: Path, values: dict[str, Any], key: str, words: str) -> None:
@@ -79,6 +86,22 @@ def test_files_without_data_sets(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     loaded, problems = load_dataset_config(path)
     assert loaded == [] and problems[0].option == str(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "mend"),
+    [
+        ({}, "crop_aspect", "Set crop_aspect to 'square'."),
+        ({"crop": False}, "crop", "Set crop to true and crop_aspect to 'square'."),
+        ({"crop_aspect": "square"}, "", ""),
+    ],
+)
+def test_square_families_warn_of_other_shapes(tmp_path: Path, values: dict[str, Any], key: str, mend: str) -> None:
+    square = DatasetEntry(id="mine", instance_data_dir=str(tmp_path), **values)
+    found = check_entries([square], Config(data_backend_config="d.json"), replace(TRANSFORMER, square_only=True))
+    assert [(p.option, p.severity, p.mend) for p in found] == (
+        [(f"d.json: mine.{key}", "warning", mend)] if key else []
+    )
 
 
 def test_entries_fit_the_family(tmp_path: Path) -> None:

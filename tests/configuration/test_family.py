@@ -30,6 +30,20 @@ def test_packing_families_keep_their_patch(tmp_path: Path) -> None:
     assert with_local_facts(replace(TRANSFORMER, patch_key=None), folder).patch_size == 2
 
 
+def test_a_folder_states_its_own_facts(tmp_path: Path) -> None:
+    folder = write(tmp_path, transformer={"num_layers": 6}, vae={"scale_factor_spatial": 16})
+    facts = with_local_facts(TRANSFORMER, folder)
+    assert facts.stated == {"depth", "latent_ratio"} and not facts.token_is_stated
+    assert (facts.depth, facts.default_block, facts.latent_ratio) == (6, 2, 16)
+
+
+@pytest.mark.parametrize("value", [0, -2, True, 1.5, "2", None, [], [0], {}])
+def test_sizes_that_can_be_none_are_not_believed(tmp_path: Path, value: object) -> None:
+    model = {"num_layers": value, "patch_size": value, "pos_embed_max_size": value}
+    folder = write(tmp_path, transformer=model, vae={"scale_factor_spatial": value})
+    assert with_local_facts(TRANSFORMER, folder) == TRANSFORMER
+
+
 def test_mid_block_cell_of_a_unet(tmp_path: Path) -> None:
     folder = write(tmp_path, unet={"block_out_channels": [8, 16, 32]}, vae={"dim_mult": [1, 2, 4, 4]})
     facts = with_local_facts(UNET, folder)
@@ -45,7 +59,7 @@ def test_what_the_folder_does_not_say_stays_as_published(tmp_path: Path) -> None
     assert with_local_facts(TRANSFORMER, write(tmp_path, transformer={}, vae={})) == TRANSFORMER
 
 
-@pytest.mark.parametrize("content", ["[]", "{"])
+@pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000])
 def test_broken_model_configs(tmp_path: Path, content: str) -> None:
     write(tmp_path, transformer={})
     (tmp_path / "transformer" / "config.json").write_text(content)

@@ -77,6 +77,8 @@ def test_aliases(tmp_path: Path) -> None:
     for flags in (["--crepa_use_backbone_features"], ["--crepa_use_backbone_features", "true"]):
         assert valid(tmp_path, {}, *flags).crepa.feature_source == "backbone"
     assert valid(tmp_path, {"crepa_use_backbone_features": False}).crepa.feature_source == "encoder"
+    for content in ({"crepa_use_backbone_features": True}, {"crepa_feature_source": "backbone"}):
+        assert valid(tmp_path, content, "--crepa_use_backbone_features", "false").crepa.feature_source == "encoder"
 
 
 @pytest.mark.parametrize(
@@ -98,8 +100,9 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         "crepa_enabeld": True,
         "crepa_self_flow": True,
         "mixed_precision": "bf-16",
+        "urepa_align_layers": "mid",
     }
-    config, problems = load(tmp_path, content, "--seed", "x", "stray")
+    config, problems = load(tmp_path, content, "--seed", "x", "stray", "c.json")
     lines = {problem.option: str(problem) for problem in problems}
     assert config is None
     assert lines["crepa_lambda"] == 'error: crepa_lambda: "0.3" is not a number of at least 0. Write it without quotes.'
@@ -109,6 +112,8 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     assert 'Did you mean "bf16"?' in lines["mixed_precision"]
     assert '"x" is not a whole number' in lines["seed"]
     assert "belongs to no option" in lines["stray"]
+    assert "Write --config c.json." in lines["c.json"]
+    assert 'Write a list: ["mid"].' in lines["urepa_align_layers"]
 
 
 def test_options_of_simpletuner_are_warnings(tmp_path: Path) -> None:
@@ -123,6 +128,15 @@ def test_options_of_simpletuner_are_warnings(tmp_path: Path) -> None:
         ('{"seed": 1,}', "not valid JSON at line 1"),
         ("[1]", "holds no JSON object"),
         ('{"seed": 1, "seed": 2}', "stands more than once"),
+        ('{"seed": ' + 100_000 * "[", "nested too deeply"),
+        ('{"seed": ' + 900 * "[" + 900 * "]" + "}", "is not a whole number"),
+        ('{"resolution": 1' + 400 * "0" + "}", "is not a whole number of at least 1"),
+        ('{"resolution": 1' + 5000 * "0" + "}", "is not a whole number of at least 1"),
+        ('{"seed": 1e999}', "is not a whole number"),
+        ('{"seed": 4294967295}', "at most 4294901760"),
+        ('{"validation_seed": 9223372036854775808}', "at most 9223372036854775807"),
+        ('{"output_dir": "\\ud800"}', "is not a text"),
+        ('{"\\ud800": 1}', "is no option"),
     ],
 )
 def test_broken_files(tmp_path: Path, content: str, message: str) -> None:
@@ -131,12 +145,17 @@ def test_broken_files(tmp_path: Path, content: str, message: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.json", tmp_path):
+    for path in (tmp_path / "missing.json", tmp_path, tmp_path / (300 * "x"), Path("a\0b"), Path("\ud800")):
         config, problems = load_config(path, [])
         assert config is None and problems[0].option == str(path)
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe\x00")
     assert "UTF-8" in str(load_config(binary, [])[1][0])
+
+
+def test_numbers_beyond_64_bits_are_refused_as_flags_too() -> None:
+    config, problems = load_config(None, ["--resolution", "1" + 400 * "0"])
+    assert config is None and "is not a whole number" in problems[0].message
 
 
 def test_no_file() -> None:

@@ -150,14 +150,44 @@ def test_files_are_read_in_natural_order(tmp_path: Path) -> None:
 def test_folder_errors_name_the_file_and_the_mend(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="one folder a class"):
         read_class_folders(tmp_path / "nowhere", size=8)
-    write_class_folders(numbered_images(8, 2), tmp_path)
-    with pytest.raises(ValueError, match="too few to split; give at least 16"):
+    write_class_folders(numbered_images(7, 2), tmp_path)
+    with pytest.raises(ValueError, match="class 1: a class needs at least 4 images, and this one has 3; add images"):
         folder_splits(tmp_path, size=4)
     with pytest.raises(ValueError, match="channels: 2"):
         read_class_folders(tmp_path, size=4, channels=2)
     (tmp_path / "class 0" / "torn.png").write_bytes(b"not an image")
-    with pytest.raises(ValueError, match=r"torn\.png: is not a readable image"):
+    with pytest.raises(ValueError, match=r"torn\.png: is no image, or a damaged one; mend or remove it"):
         read_class_folders(tmp_path, size=4)
+
+
+def test_images_are_read_as_for_training(tmp_path: Path) -> None:
+    """Upright, deep ones scaled, transparent ones on white; what begins with a dot is none."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / ".cache").mkdir()
+    halves = np.zeros((8, 8), np.uint8)
+    halves[:, 4:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise: left becomes top
+    Image.fromarray(halves).save(tmp_path / "a" / "1.png", exif=exif)
+    Image.fromarray(np.full((8, 8), 16384, np.uint16)).save(tmp_path / "a" / "2.png")
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a" / "3.png")
+    for name in ("a/._1.png", ".cache/1.png"):
+        (tmp_path / name).write_bytes(b"not an image")
+    read = read_class_folders(tmp_path, size=8)
+    assert read.names == ("a",) and len(read) == 3
+    assert float(read.images[0, 0, :3].max()) < 0.1 < 0.9 < float(read.images[0, 0, 5:].min())
+    assert float(read.images[1].mean()) == pytest.approx(0.25, abs=0.01)
+    assert float(read.images[2].min()) == 1
+
+
+def test_rare_classes_are_in_every_split(tmp_path: Path) -> None:
+    labels = torch.tensor(200 * [0] + 4 * [1] + 7 * [2])
+    images = (torch.arange(211) / 255)[:, None, None, None].expand(-1, 1, 4, 4)
+    splits = folder_splits(write_class_folders(LabelledImages(images, labels, ("x", "y", "z")), tmp_path), size=4)
+    assert splits.train.labels.bincount().tolist() == [100, 2, 5]
+    assert splits.held_out.labels.bincount().tolist() == splits.classifier.labels.bincount().tolist() == [50, 1, 1]
+    parts = (splits.train, splits.held_out, splits.classifier)
+    assert len(torch.cat([part.images[:, 0, 0, 0] for part in parts]).unique()) == 211
 
 
 def test_folder_splits_use_every_image(tmp_path: Path) -> None:

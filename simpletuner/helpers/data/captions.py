@@ -41,7 +41,8 @@ def read_metadata(path: Path) -> dict[Path, str]:
     Raises ``DatasetError`` that names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines, which also breaks at characters that a JSON text may hold, such as U+2028.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(
             f"metadata_file {path} can't be read: {error}. Mend it, or use another caption_strategy."

@@ -125,12 +125,18 @@ def training_batches(
         generator=torch.Generator(),  # of its own: else every epoch draws from the training's random state
     )
     while True:
+        epoch = sampler.epoch
         try:
             for batch in loader:
                 sampler.advance()
                 yield batch | {"text": collate_text(batch["text"])}
         except DatasetError as error:
             raise DatasetError(_own_words(error)) from error
+        if sampler.epoch == epoch:
+            raise DatasetError(
+                f"Epoch {epoch} has {len(sampler)} batches and ended without reaching them from {sampler.position} on: "
+                "the checkpoint is of other data. Set another output_dir to start anew."
+            )
 
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:

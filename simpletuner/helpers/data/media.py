@@ -38,6 +38,8 @@ def measure(path: Path, max_frames: int) -> tuple[int, int, int]:
     """
     width = height = frames = 0
     for frame in _read(path, range(max_frames)):
+        if frames > 0 and frame.size != (width, height):
+            raise MediaError(path, f"has frames of {width}×{height} and of {frame.width}×{frame.height} pixels")
         width, height, frames = frame.width, frame.height, frames + 1
     if frames == 0:
         raise MediaError(path, "holds no picture")
@@ -45,21 +47,30 @@ def measure(path: Path, max_frames: int) -> tuple[int, int, int]:
 
 
 def load_pixels(
-    path: Path, bucket: Bucket, placement: Placement, *, stride: int = 1, frames: Sequence[int] | None = None
+    path: Path,
+    bucket: Bucket,
+    placement: Placement,
+    *,
+    size: tuple[int, int] | None = None,
+    stride: int = 1,
+    frames: Sequence[int] | None = None,
 ) -> Tensor:
     """The pixels of a sample as the VAE sees them: ``(T, 3, H, W)``, float32 in [0, 1].
 
     Args:
+        size: width and height that the upright picture must have, as ``placement`` is meant for them.
         stride: every how many frames of the file one frame of the clip is taken.
         frames: which of the clip's frames to return, ascending; None for all of ``bucket.frames``.
 
-    Raises ``MediaError`` for an unreadable file or one that has fewer frames.
+    Raises ``MediaError`` for an unreadable file, one of another size, or one that has fewer frames.
     """
     wanted = [index * stride for index in (range(bucket.frames) if frames is None else frames)]
-    pictures = [
-        np.asarray(frame.resize((bucket.width, bucket.height), Image.Resampling.BICUBIC, box=placement.box))
-        for frame in _read(path, wanted)
-    ]
+    pictures = []
+    for frame in _read(path, wanted):
+        if size is not None and frame.size != size:
+            raise MediaError(path, f"has {frame.width}×{frame.height} pixels now, not {size[0]}×{size[1]}")
+        target = (bucket.width, bucket.height)
+        pictures.append(np.asarray(frame.resize(target, Image.Resampling.BICUBIC, box=placement.box)))
     if len(pictures) != len(wanted):
         raise MediaError(path, f"has only {len(pictures)} of the {len(wanted)} frames asked for")
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().float().div_(255)
@@ -69,10 +80,11 @@ def _read(path: Path, wanted: Sequence[int]) -> Iterator[Image.Image]:
     if is_video(path):
         yield from _read_video(path, wanted)
     elif 0 in wanted:
-        yield _read_image(path)
+        yield read_image(path)
 
 
-def _read_image(path: Path) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
+    """A picture as 8-bit RGB, upright, what is transparent white. Raises ``MediaError``."""
     try:
         with Image.open(path) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
@@ -117,7 +129,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """8-bit grey from 16-bit integers or from floats in [0, 1]: Pillow's own conversion clips instead of scaling."""
+    """8-bit grey from 16-bit integers or from floats in [0, 1]: Pillow's own conversion clips instead of scaling.
+
+    Raises ``ValueError`` for values beyond that, whose scale nothing tells; a thousandth is rounding.
+    """
     values = cast(NDArray[np.float64], np.asarray(image, dtype=np.float64))
     full_scale = 1.0 if image.mode == "F" else 65535.0
+    lowest, highest = float(values.min()), float(values.max())
+    if not -0.001 * full_scale <= lowest <= highest <= 1.001 * full_scale:
+        raise ValueError(f"has values from {lowest:g} to {highest:g}, not 0 to {full_scale:g}: save it with 8 bits")
     return Image.fromarray(np.rint(np.clip(values / full_scale, 0, 1) * 255).astype(np.uint8))

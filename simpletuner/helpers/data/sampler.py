@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain, cycle, islice, repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -47,6 +47,7 @@ class BucketBatchSampler(Sampler[list[Draw]]):
         for index, sample in enumerate(samples):
             pools[sample.bucket] += repeat(index, 1 + sample.repeats)
         self._pools = [pools[bucket] for bucket in sorted(pools)]
+        self._sizes = [[bucket.width, bucket.height, bucket.frames, len(pools[bucket])] for bucket in sorted(pools)]
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -69,23 +70,22 @@ class BucketBatchSampler(Sampler[list[Draw]]):
         if self.position == len(self):
             self.epoch, self.position = self.epoch + 1, 0
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Epoch and position in batches, with what the position depends on."""
         return {"epoch": self.epoch, "position": self.position} | self._cut_by()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on after the batches consumed so far; where they were cut differently, from the epoch's start."""
         self.epoch, self.position = state["epoch"], state["position"]
-        changed = [name for name, value in self._cut_by().items() if state[name] != value]
+        changed = [name for name, value in self._cut_by().items() if state.get(name) != value]
         if changed:
             self.position = 0
             logger.warning(
                 f"The checkpoint's epoch {self.epoch} was drawn with another {' and '.join(changed)}: it starts anew."
             )
 
-    def _cut_by(self) -> dict[str, int]:
-        draws = sum(len(pool) for pool in self._pools)
-        return {"seed": self.seed, "global_batch_size": self.global_batch_size, "samples_per_epoch": draws}
+    def _cut_by(self) -> dict[str, Any]:
+        return {"seed": self.seed, "global_batch_size": self.global_batch_size, "samples_per_bucket": self._sizes}
 
     def _cut(self, pool: list[int]) -> Iterator[list[int]]:
         size = self.global_batch_size

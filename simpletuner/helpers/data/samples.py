@@ -45,9 +45,12 @@ class Sample:
     def pixels(self, frames: Sequence[int] | None = None) -> Tensor:
         """``(T, 3, H, W)`` in [0, 1]: the VAE and the teacher both see exactly this.
 
-        Raises ``DatasetError`` where the file broke since it was scanned.
+        Raises ``DatasetError`` where the file broke, or became one of another size, since it was scanned.
         """
         try:
-            return load_pixels(self.path, self.bucket, self.placement, stride=self.frame_stride, frames=frames)
+            size, stride = (self.width, self.height), self.frame_stride
+            return load_pixels(self.path, self.bucket, self.placement, size=size, stride=stride, frames=frames)
         except MediaError as error:
-            raise DatasetError(f"{error}. It could be read when it was scanned; mend or remove it.") from error
+            raise DatasetError(
+                f"{error}. It could be read when it was scanned: mend or remove it, or start the run again."
+            ) from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,9 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from simpletuner.configuration.config import Config
-from simpletuner.configuration.dataset import DatasetEntry
-from simpletuner.configuration.family import Family
-from simpletuner.configuration.paths import local_path
+from simpletuner.configuration.dataset import DatasetEntry, squares_mend
+from simpletuner.configuration.family import Family, with_local_facts
+from simpletuner.configuration.paths import kind_of, local_path
 from simpletuner.helpers.data.buckets import Bucket, area_side, bucket_size, clip_length
 from simpletuner.helpers.data.captions import caption_source, captioner
 from simpletuner.helpers.data.errors import DatasetError, MediaError
@@ -24,6 +25,8 @@ from simpletuner.helpers.data.samples import Sample
 logger = logging.getLogger(__name__)
 
 _NAMES_SHOWN = 10
+_OTHER_IMAGES = frozenset({".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tga"})
+_OTHER_VIDEOS = frozenset({".3gp", ".flv", ".m2ts", ".mpeg", ".mpg", ".ogv", ".wmv"})
 
 
 def find_samples(
@@ -31,12 +34,16 @@ def find_samples(
 ) -> list[Sample]:
     """All usable samples of all entries, sorted by entry and path.
 
-    Unreadable and truncated files, and clips that are too short, are left out with a warning that names and counts
-    them. With an ``accelerator`` the main process measures the files first and the others read what it found.
+    Unreadable and truncated files, clips that are too short, and shapes that the model has no positions for are left
+    out with a warning that names and counts them. With an ``accelerator`` the main process measures the files first
+    and the others read what it found.
 
     Raises:
         DatasetError: a folder is missing, holds no usable sample or no caption, or a resolution is too small.
     """
+    model = local_path(config.pretrained_model_name_or_path)
+    if kind_of(model / family.model_subfolder / "config.json") == "file":
+        family = with_local_facts(family, model)
     samples: list[Sample] = []
     with nullcontext() if accelerator is None else accelerator.main_process_first():
         for entry in entries:
@@ -57,6 +64,7 @@ class _EntryScan:
     family: Family
     samples: list[Sample] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
     no_caption: list[str] = field(default_factory=list)
     empty_caption: list[str] = field(default_factory=list)
 
@@ -84,6 +92,7 @@ class _EntryScan:
         total = len(self.samples) + len(self.skipped)
         kinds = (
             (f"skipped {len(self.skipped)} of {total} files", self.skipped),
+            (f"ignored {len(self.ignored)} files of formats that are not read; convert them", self.ignored),
             (f"{len(self.no_caption)} captions are missing and count as the empty prompt", self.no_caption),
             (f"{len(self.empty_caption)} captions are empty and count as the empty prompt", self.empty_caption),
         )
@@ -110,15 +119,15 @@ class _EntryScan:
         if not self._folder.is_dir():
             raise DatasetError(f"{where}: there is no folder {self._folder}. Make it or set another.")
         suffixes = VIDEO_SUFFIXES if self._is_video else IMAGE_SUFFIXES
-        inside = [path.relative_to(self._folder) for path in self._folder.rglob("*")]
-        media = [path for path in inside if path.suffix.lower() in suffixes]
-        visible = [path for path in media if not any(part.startswith(".") for part in path.parts)]
-        if not visible:
+        found = sorted(_visible_files(self._folder), key=lambda path: path.relative_to(self._folder).as_posix())
+        media = [path for path in found if path.suffix.lower() in suffixes]
+        self.ignored = [str(path) for path in found if path.suffix.lower() in _OTHER_IMAGES | _OTHER_VIDEOS]
+        if not media:
             kinds = ", ".join(sorted(suffixes))
             raise DatasetError(
                 f"{where}: {self._folder} holds no {self.entry.dataset_type} ({kinds}). Put files there or set another."
             )
-        return [self._folder / path for path in sorted(visible, key=Path.as_posix)]
+        return media
 
     def _target_side(self) -> float:
         entry, config = self.entry, self.config
@@ -137,13 +146,23 @@ class _EntryScan:
         square = self.entry.crop and self.entry.crop_aspect == "square"
         alignment = self.config.aspect_bucket_alignment
         width, height = bucket_size(found.width, found.height, side, alignment, square=square)
+        most, token = self.family.max_tokens, self.family.pixels_per_token
+        if most is not None and max(width, height) > most * token:
+            where = f"the model has positions for {most * token} a side: lower resolution, or crop to squares"
+            raise MediaError(path, f"would be {width}×{height} pixels, and {where}")
         return Bucket(width, height, self._clip_length(path, found.frames) if self._is_video else 1)
 
     def _require_square(self, path: Path, found: Measure, bucket: Bucket) -> None:
         if self.family.square_only and bucket.width != bucket.height:
+            entry = self.entry
+            fault = (
+                f"crop_aspect of {entry.id!r} is {entry.crop_aspect!r}"
+                if entry.crop
+                else f"crop of {entry.id!r} is false"
+            )
             raise DatasetError(
-                f"crop_aspect of {self.entry.id!r} is {self.entry.crop_aspect!r}, but {self.family.name} takes square "
-                f"images only, and {path} has {found.width}×{found.height} pixels. Set crop_aspect to 'square'."
+                f"{fault}, but {self.family.name} takes square images only, and {path} has "
+                f"{found.width}×{found.height} pixels. {squares_mend(entry)}"
             )
 
     def _clip_length(self, path: Path, frames_in_file: int) -> int:
@@ -192,6 +211,21 @@ class _EntryScan:
                 f"caption_strategy {entry.caption_strategy!r} of {entry.id!r} finds no caption: "
                 f"{_shorten(self.no_caption)}. Write captions or choose another caption_strategy."
             )
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, through links too, save for those that begin with a dot or lie in such a folder."""
+    # Of each folder the real ones that lead to it: a link to one of them is a circle.
+    leading = {folder: frozenset({folder.resolve()})}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        above, inside = leading.pop(Path(root)), []
+        for name in folders:
+            path = Path(root, name)
+            if not name.startswith(".") and path.resolve() not in above:
+                leading[path] = above | {path.resolve()}
+                inside.append(name)
+        folders[:] = inside
+        yield from (Path(root, name) for name in names if not name.startswith("."))
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -94,13 +94,8 @@ def family_of_class(model_class: str) -> Family:
 
 
 def default_tap(family: Family, depth: int) -> int:
-    """The block that is aligned where `crepa_block_index` is not set.
-
-    The family's default for models as deep as the published one or deeper. A shallower model is tapped at the same
-    share of its depth (REPA taps block 8 of 28 and 4 of 12, arXiv 2410.06940), not before block 1 if there is one.
-    """
-    if family.default_block is None or family.depth is None:
+    """The block that is aligned where `crepa_block_index` is not set: `Family.default_tap`; ValueError for a UNet."""
+    tap = family.default_tap(depth)
+    if tap is None:
         raise ValueError(f"{family.name} has no blocks to tap; crepa_* options are for transformers.")
-    if depth >= family.depth:
-        return family.default_block
-    return min(depth - 1, max(1, round(depth * family.default_block / family.depth)))
+    return tap

@@ -66,7 +66,8 @@ def tiny_options(root: Path, **changes: Any) -> dict[str, Any]:
 
 def make_config(root: Path, **changes: Any) -> Config:
     """A configuration for what needs no model."""
-    return Config(model_family="sd3", pretrained_model_name_or_path="nobody/nothing", **tiny_options(root, **changes))
+    values = {"model_family": "sd3", "pretrained_model_name_or_path": "nobody/nothing"}
+    return Config(**values | tiny_options(root, **changes))
 
 
 def make_entry(folder: Path, **changes: Any) -> DatasetEntry:

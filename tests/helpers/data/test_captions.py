@@ -48,6 +48,13 @@ def test_metadata_lines(tmp_path: Path) -> None:
     assert caption(tmp_path, "c.png", caption_strategy="metadata") is None
 
 
+def test_only_line_breaks_end_a_line_of_metadata(tmp_path: Path) -> None:
+    text = '{"file_name": "a.png", "text": "one\u2028two\x85three"}\r\n{"file_name": "b.png", "text": "x"}\r\n'
+    (tmp_path / "metadata.jsonl").write_bytes(text.encode())
+    assert caption(tmp_path, "a.png", caption_strategy="metadata") == "one\u2028two\x85three"
+    assert caption(tmp_path, "b.png", caption_strategy="metadata") == "x"
+
+
 @pytest.mark.parametrize("line", ["{", '"text"', '{"text": "no name"}', '{"file_name": "a.png", "text": 1}'])
 def test_broken_metadata_names_the_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metadata.jsonl"

@@ -97,6 +97,16 @@ def test_damaged_record_is_named_in_one_line(tmp_path: Path, make_foundation: Ma
         next(training_batches(dataset, sampler, foundation.collate_text, max_workers=workers))
 
 
+def test_place_beyond_the_epoch_is_an_error(tmp_path: Path, make_foundation: MakeFoundation) -> None:
+    """An epoch that gives nothing would be asked for the next batch for ever."""
+    foundation = make_foundation("sd1x", **tiny_options(tmp_path))
+    samples = cached(write_images(tmp_path / "data", SIZES[:1]), foundation)
+    sampler = BucketBatchSampler(samples, 1, seed=0)
+    sampler.position = 3
+    with pytest.raises(DatasetError, match=r"1 batches.*from 3 on.*output_dir"):
+        next(training_batches(TrainingDataset(samples, foundation.config), sampler, lambda text: {}, max_workers=0))
+
+
 def test_dropped_captions_use_the_empty_prompt(tmp_path: Path, make_foundation: MakeFoundation) -> None:
     foundation = make_foundation("sd1x", **tiny_options(tmp_path, caption_dropout_probability=1.0))
     samples = cached(write_images(tmp_path / "data", SIZES[:1]), foundation)

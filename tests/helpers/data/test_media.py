@@ -63,6 +63,26 @@ def test_deep_grey_is_scaled_not_clipped(tmp_path: Path, dtype: type, full: int)
     assert load_whole(path, 32, 16) == pytest.approx(0.4, abs=0.003)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(np.int32, 70_000), (np.float32, 255), (np.float32, -3), (np.float32, np.nan)]
+)
+def test_deep_grey_of_unknown_scale_is_an_error(tmp_path: Path, dtype: type, value: float) -> None:
+    """It would be white, or black, all over."""
+    values = np.zeros((16, 32), dtype)
+    values[3, 5] = value
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(MediaError, match=r"a\.tif: has values from .* save it with 8 bits"):
+        measure(tmp_path / "a.tif", 1)
+
+
+def test_picture_of_another_size_is_an_error(tmp_path: Path) -> None:
+    """Its crop was reckoned for the size that it had."""
+    picture(32, 16).save(tmp_path / "a.png")
+    bucket = Bucket(16, 16)
+    with pytest.raises(MediaError, match=r"a\.png: has 32×16 pixels now, not 16×16"):
+        load_pixels(tmp_path / "a.png", bucket, place(16, 16, bucket, crop=True), size=(16, 16))
+
+
 def test_transparent_becomes_white(tmp_path: Path) -> None:
     Image.new("RGBA", (32, 16), (200, 0, 0, 0)).save(tmp_path / "a.png")
     assert load_whole(tmp_path / "a.png", 32, 16).min() == 1

@@ -109,4 +109,14 @@ def test_resume_with_other_data_starts_the_epoch_anew(caplog: pytest.LogCaptureF
     after = BucketBatchSampler(make_samples([9]), 2, seed=0)
     after.load_state_dict(before.state_dict())
     assert (after.epoch, after.position) == (1, 0)
-    assert "another samples_per_epoch" in caplog.text
+    assert "another samples_per_bucket" in caplog.text
+
+
+def test_resume_with_other_buckets_starts_the_epoch_anew(caplog: pytest.LogCaptureFixture) -> None:
+    """As many samples, cut into fewer batches: the old place can lie beyond the epoch's end."""
+    before = BucketBatchSampler(make_samples([1] * 8), 2, seed=0)
+    take(before, 7)
+    after = BucketBatchSampler(make_samples([8]), 2, seed=0)
+    after.load_state_dict(before.state_dict())
+    assert (after.epoch, after.position) == (0, 0)
+    assert "another samples_per_bucket" in caplog.text

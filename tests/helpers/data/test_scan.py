@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from simpletuner.configuration import Config
 from simpletuner.helpers.data.buckets import Bucket
 from simpletuner.helpers.data.errors import DatasetError
 from simpletuner.helpers.data.scan import find_samples
@@ -18,6 +21,7 @@ from tests.helpers.data.files import (
     numbered_frames,
     picture,
     scan,
+    tiny_options,
     write_clip,
     write_images,
 )
@@ -121,6 +125,62 @@ def test_without_min_frames_clips_have_full_length(tmp_path: Path) -> None:
     assert [sample.path.name for sample in samples] == ["17.mp4"]
     pixels = samples[0].pixels()
     assert (pixels.mean((1, 2, 3)) * 255).tolist() == pytest.approx(np.arange(0, 180, 20).tolist(), abs=1)
+
+
+def test_file_that_is_replaced_after_the_scan_is_named(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", [(64, 64)])
+    (sample,) = scan(data, make_config(tmp_path))
+    picture(200, 100).save(data / "0.png")
+    with pytest.raises(
+        DatasetError, match=r"0\.png: has 200×100 pixels now, not 64×64\. It could be read when it was scanned"
+    ):
+        sample.pixels()
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", [(64, 64)])
+    elsewhere = write_images(tmp_path / "elsewhere", [(64, 64)])
+    (data / "linked").symlink_to(elsewhere)
+    (data / "self").symlink_to(data)
+    (elsewhere / "back").symlink_to(data)
+    samples = scan(data, make_config(tmp_path))
+    assert [sample.id for sample in samples] == ["set/0.png", "set/linked/0.png"]
+
+
+def test_media_of_other_formats_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_images(tmp_path / "data", [(64, 64)])
+    for name in ("a.heic", "b.AVIF", "c.mpg", ".d.jxl", "notes.md"):
+        (data / name).touch()
+    assert len(scan(data, make_config(tmp_path))) == 1
+    assert "set: ignored 3 files of formats that are not read; convert them: " in caplog.text
+    assert "a.heic" in caplog.text and "notes.md" not in caplog.text
+
+
+def test_buckets_that_the_model_has_no_positions_for_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part, facts in {"transformer": {"pos_embed_max_size": 6, "patch_size": 2}, "vae": {}}.items():
+        (tmp_path / "model" / part).mkdir(parents=True)
+        (tmp_path / "model" / part / "config.json").write_text(json.dumps(facts))
+    data = write_images(tmp_path / "data", [(64, 64), (200, 100), (400, 100)])
+    options = tiny_options(tmp_path, pretrained_model_name_or_path=str(tmp_path / "model"))
+    samples = scan(data, Config(model_family="sd3", **options))
+    assert [sample.bucket for sample in samples] == [Bucket(64, 64), Bucket(96, 48)]
+    assert "skipped 1 of 3 files" in caplog.text
+    assert "2.png: would be 128×32 pixels, and the model has positions for 96 a side" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "crop_aspect of 'set' is 'preserve'.*Set crop_aspect to 'square'"),
+        ({"crop": False, "crop_aspect": "square"}, "crop of 'set' is false.*Set crop to true and crop_aspect to"),
+    ],
+)
+def test_square_families_name_what_is_in_the_way(tmp_path: Path, values: dict[str, Any], words: str) -> None:
+    data = write_images(tmp_path / "data", [(200, 100)])
+    with pytest.raises(DatasetError, match=words):
+        scan(data, make_config(tmp_path, model_family="dit"), **values)
 
 
 def test_second_scan_opens_no_unchanged_file(tmp_path: Path) -> None:
