@@ -452,6 +452,17 @@ class UrepaRegularizer(AlignmentRegularizer[UrepaOptions]):
     OPTIONS = UrepaOptions
     TEACHER_SCALE = 2
 
+    cell_offset = 0.0
+
+    def attach_to_model(self, model: nn.Module) -> Self:
+        """As of any regularizer; and looks up where the UNet's cells are centred."""
+        self.cell_offset = mid_block_offset(model)
+        return super().attach_to_model(model)
+
+    def student_grid(self, maps: Tensor) -> TokenGrid:
+        """The grid of a UNet's maps `(B, C, H, W)` at its middle."""
+        return TokenGrid(1, maps.shape[-2], maps.shape[-1], self.cell_offset)
+
     def _make_projector(self) -> nn.Module:
         layers = self.options.align_layers
         if len(layers) == 1:
@@ -478,7 +489,7 @@ class UrepaRegularizer(AlignmentRegularizer[UrepaOptions]):
         if first.ndim != 4:
             return super()._student(hidden_states, grid, features, feature_grid)
         if grid is None:
-            grid = TokenGrid(1, first.shape[2], first.shape[3])
+            grid = self.student_grid(first)
         for layer, maps in layers.items():
             if tuple(maps.shape[2:]) != (grid.height, grid.width):
                 raise ValueError(
@@ -496,6 +507,16 @@ class UrepaRegularizer(AlignmentRegularizer[UrepaOptions]):
             objective = objective + options.manifold_weight * manifold
         logs = {"alignment_loss": -similarity.detach(), "manifold_loss": manifold.detach()}
         return objective, similarity.detach(), logs
+
+
+def mid_block_offset(unet: Any) -> float:
+    """How far the middle's features are centred from the middle of their cells, in cells, down and to the right.
+
+    A 3×3 convolution of stride 2 that is padded by 1 on every side, as diffusers' are, looks at cells 2i-1 to 2i+1 for
+    its cell i, whose middle is at 2i+½: half a cell too far up and to the left, at every level.
+    """
+    halvings = sum(block.downsamplers is not None for block in getattr(unet, "down_blocks", ()))
+    return -(1 - 0.5**halvings) / 2
 
 
 def _average(parts: list[tuple[Tensor, Tensor, Logs]]) -> tuple[Tensor, Tensor, Logs]:

@@ -6,20 +6,26 @@ Nothing here guesses a grid from a token count; a grid always travels with its t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Frames, rows and columns of tokens, which lie row-major in `(frames, height, width)` order."""
+    """Frames, rows and columns of tokens, which lie row-major in `(frames, height, width)` order.
+
+    Attributes:
+        offset: how far down and to the right of a cell's middle its features are centred, in cells; 0 but for UNets,
+            whose strided convolutions move them up and to the left.
+    """
 
     frames: int
     height: int
     width: int
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.frames, self.height, self.width) < 1:
@@ -60,7 +66,7 @@ def meeting_grid(student: TokenGrid, teacher: TokenGrid, where: str) -> TokenGri
     if where == "teacher":
         return teacher
     smaller = student if student.tokens_per_frame <= teacher.tokens_per_frame else teacher
-    return TokenGrid(min(student.frames, teacher.frames), smaller.height, smaller.width)
+    return replace(smaller, frames=min(student.frames, teacher.frames))
 
 
 def split_frames(tokens: Tensor, grid: TokenGrid) -> Tensor:
@@ -86,7 +92,8 @@ def to_tokens(maps: Tensor, frames: int) -> Tensor:
 def resample_tokens(tokens: Tensor, grid: TokenGrid, target: TokenGrid) -> Tensor:
     """Brings tokens onto another grid: bilinear over rows and columns, linear over frames.
 
-    Pixel centres are kept (`align_corners=False`); a side that shrinks is antialiased.
+    Every cell is taken to lie where it truly is: pixel centres (`align_corners=False`), moved by the grids' offsets. A
+    side that shrinks is antialiased.
 
     Args:
         tokens: `(B, T, N, D)` on `grid`.
@@ -95,31 +102,30 @@ def resample_tokens(tokens: Tensor, grid: TokenGrid, target: TokenGrid) -> Tenso
         `(B, T', N', D)` on `target`; `tokens` itself where the grids are equal.
     """
     tokens = split_frames(tokens, grid)
-    if (grid.height, grid.width) != (target.height, target.width):
-        # The antialiasing filter equals plain bilinear on a side that grows, so one call serves mixed cases.
-        shrinks = target.height < grid.height or target.width < grid.width
-        maps = F.interpolate(
-            to_maps(tokens, grid),
-            size=(target.height, target.width),
-            mode="bilinear",
-            align_corners=False,
-            antialias=shrinks,
-        )
-        tokens = to_tokens(maps, grid.frames)
     if grid.frames != target.frames:
-        weights = _linear_weights(grid.frames, target.frames, tokens.device).to(tokens.dtype)
-        tokens = torch.einsum("st,btnd->bsnd", weights, tokens)
+        frames = _linear_weights(grid.frames, target.frames, 0.0, 0.0, tokens.device, tokens.dtype)
+        tokens = torch.einsum("st,btnd->bsnd", frames, tokens)
+    if (grid.height, grid.width, grid.offset) != (target.height, target.width, target.offset):
+        rows, columns = (
+            _linear_weights(source, wanted, grid.offset, target.offset, tokens.device, tokens.dtype)
+            for source, wanted in ((grid.height, target.height), (grid.width, target.width))
+        )
+        maps = tokens.unflatten(2, (grid.height, grid.width))
+        tokens = torch.einsum("yh,xw,bthwd->btyxd", rows, columns, maps).flatten(2, 3)
     return tokens
 
 
-def _linear_weights(source: int, target: int, device: torch.device) -> Tensor:
-    """`(target, source)`: linear interpolation over frames, triangle-filtered where frames become fewer."""
+@lru_cache(maxsize=256)  # a step then copies nothing to the device
+def _linear_weights(
+    source: int, target: int, source_offset: float, target_offset: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """`(target, source)`: linear interpolation along a side, triangle-filtered where it shrinks."""
     scale = source / target
-    index = torch.arange(source, device=device)
-    centres = (torch.arange(target, device=device, dtype=torch.float64) + 0.5) * scale - 0.5
+    index = torch.arange(source, dtype=torch.float64)
+    centres = (torch.arange(target, dtype=torch.float64) + 0.5 + target_offset) * scale - 0.5 - source_offset
     distance = (centres.clamp(0, source - 1)[:, None] - index[None, :]).abs()
     weights = (1 - distance / max(scale, 1.0)).clamp(min=0)
-    return weights / weights.sum(1, keepdim=True)
+    return (weights / weights.sum(1, keepdim=True)).to(device, dtype)
 
 
 def teacher_input_size(

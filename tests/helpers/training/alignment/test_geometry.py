@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from simpletuner.helpers.training.alignment.geometry import (
     TokenGrid,
@@ -146,3 +147,27 @@ def test_a_grid_is_only_implied_by_a_square() -> None:
         square_grid(48)
     with pytest.raises(ValueError, match="at least one"):
         TokenGrid(0, 1, 1)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 20), st.integers(2, 20), st.integers(2, 20), st.integers(2, 20))  # torch errs on a width of 1
+def test_without_offsets_it_is_torchs_antialiased_bilinear_resampling(h: int, w: int, h2: int, w2: int) -> None:
+    maps = torch.randn(2, 3, h, w, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tokens = maps.flatten(2).transpose(1, 2)[:, None]
+    out = resample_tokens(tokens, TokenGrid(1, h, w), TokenGrid(1, h2, w2))
+    expected = F.interpolate(maps, (h2, w2), mode="bilinear", align_corners=False, antialias=True)
+    torch.testing.assert_close(out[:, 0].transpose(1, 2).unflatten(2, (h2, w2)), expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("offset", [-0.4375, 0.25])
+def test_offsets_say_where_a_cells_features_are_centred(offset: float) -> None:
+    """A ramp keeps its values at true positions, whichever side is displaced; borders can't be extrapolated."""
+    plain, shifted = TokenGrid(1, 16, 16), TokenGrid(1, 8, 8, offset)
+    position = (torch.arange(16, dtype=torch.float64) + 0.5) / 16
+    shifted_position = (torch.arange(8, dtype=torch.float64) + 0.5 + offset) / 8
+    ramp = position.expand(16, 16).reshape(1, 1, 256, 1)
+    out = resample_tokens(ramp, plain, shifted).view(8, 8)
+    torch.testing.assert_close(out[:, 1:7], shifted_position[1:7].expand(8, 6))
+    ramp = shifted_position.expand(8, 8).reshape(1, 1, 64, 1)
+    out = resample_tokens(ramp, shifted, plain).view(16, 16)
+    torch.testing.assert_close(out[:, 2:14], position[2:14].expand(16, 12))
