@@ -14,6 +14,7 @@ from simpletuner.configuration import Config
 from simpletuner.helpers.models.common import ModelFoundation
 from simpletuner.helpers.models.registry import foundation_class
 from tests import tiny_models
+from tests.families import CASES
 
 MakeFoundation = Callable[..., ModelFoundation]
 
@@ -25,6 +26,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _one_seed() -> None:
+    """What a test draws doesn't depend on which tests ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +59,7 @@ def make_foundation(tiny_folder: Callable[[str], Path]) -> MakeFoundation:
     """`make_foundation("sd3", crepa_enabled=True)`: a foundation on the CPU, in fp32, nothing loaded yet."""
 
     def make(folder: str, **options: Any) -> ModelFoundation:
-        family = folder.partition("_")[0]  # dit_pixels is a folder of the family dit
+        family = CASES[folder].name
         settings = {"model_type": "full", "mixed_precision": "no", "lora_rank": 4} | options
         config = Config(model_family=family, pretrained_model_name_or_path=str(tiny_folder(folder)), **settings)
         return foundation_class(family)(config, Accelerator(cpu=True))

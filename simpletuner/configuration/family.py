@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,19 +17,19 @@ from simpletuner.configuration.paths import kind_of
 class Family:
     """One row of the registry.
 
-    ``foundation`` is "module:Class". ``depth`` is the published number of blocks; the real one is the sum of
+    ``depth`` is the published number of blocks; the real one is the sum of
     ``depth_keys`` in the model's ``config.json``. ``latent_ratio`` is pixels per latent side, ``patch_size`` latents
     per token side (for a UNet: latents per mid-block cell) and ``patch_key`` its name in ``config.json`` (None where
     a pipeline packs the patches before the model sees them). ``frame_ratio`` is pixel frames per latent frame.
     ``pixel_space_without_vae``: a folder without a ``vae`` is trained on pixels, not refused. ``prediction_types`` is
     what the family can be trained to predict. ``square_only``: the model takes and makes square images. ``max_tokens``
-    is the longest side in tokens that the model has positions for, if its ``config.json`` states one. ``stated`` names
-    the facts that a local ``config.json`` states: all others are those of the published model, and a model on the hub
-    may be of another size.
+    is the longest side in tokens that the model has positions for, if its ``config.json`` states one as
+    ``pos_embed_max_size``; ``positions_of_square`` says that this counts those of a whole square, not of a side.
+    ``stated`` names the facts that a local ``config.json`` states: all others are those of the published model, and a
+    model on the hub may be of another size.
     """
 
     name: str
-    foundation: str
     model_type: Literal["transformer", "unet"]
     media: Literal["image", "video"]
     model_class: str
@@ -46,12 +47,39 @@ class Family:
     prediction_types: tuple[PredictionType, ...] = ("flow_matching",)
     square_only: bool = False
     max_tokens: int | None = None
+    positions_of_square: bool = False
     stated: frozenset[str] = frozenset()
 
     @property
     def pixels_per_token(self) -> int:
         """The side of one student token in pixels: image sides must be multiples of it."""
         return self.latent_ratio * self.patch_size
+
+    @property
+    def alignment(self) -> str:
+        """The method that aligns this kind of model with an encoder."""
+        if self.model_type == "unet":
+            return "U-REPA"
+        return "CREPA" if self.media == "video" else "REPA"
+
+    @property
+    def native_tokens(self) -> int:
+        """Rows, and columns, of student tokens in a square of the native resolution."""
+        return self.native_resolution // self.pixels_per_token
+
+    def described(self) -> dict[str, Any]:
+        """The row as plain data, for people and programs."""
+        return {
+            "family": self.name,
+            "type": f"{self.media} {self.model_type}",
+            "class": self.model_class,
+            "blocks": self.depth,
+            "hidden_size": self.hidden_size,
+            "default_tap": "mid" if self.model_type == "unet" else self.default_block,
+            "alignment": self.alignment,
+            "resolution": self.native_resolution,
+            "token_grid": [self.native_tokens, self.native_tokens],
+        }
 
     @property
     def token_is_stated(self) -> bool:
@@ -89,9 +117,9 @@ def with_local_facts(family: Family, folder: Path) -> Family:
         parts = [_positive(model.get(key)) for key in family.depth_keys]
         depth = sum(part for part in parts if part is not None) if parts and None not in parts else None
         patch = model.get(family.patch_key) if family.patch_key is not None else family.patch_size
-        # A patch size is a number, or a list of them that ends with the width.
-        facts["patch_size"] = _positive(patch[-1] if isinstance(patch, list) and patch else patch)
-        facts["max_tokens"] = _positive(model.get("pos_embed_max_size"))
+        facts["patch_size"] = _last_side(patch)
+        positions = _positive(model.get("pos_embed_max_size"))
+        facts["max_tokens"] = isqrt(positions) if positions is not None and family.positions_of_square else positions
     vae = folder / "vae" / "config.json"
     if kind_of(vae) == "file":
         facts["latent_ratio"] = _latent_ratio(read_object(vae))
@@ -115,9 +143,21 @@ def family_of_folder(folder: Path, families: Iterable[Family]) -> Family | None:
 
 
 def _latent_ratio(vae: Mapping[str, Any]) -> int | None:
-    key = "block_out_channels" if "block_out_channels" in vae else "dim_mult"
-    ratio = _positive(vae.get("scale_factor_spatial"))
-    return _halvings(vae, key) if ratio is None else ratio
+    stated = _positive(vae.get("scale_factor_spatial"))
+    if stated is not None:
+        return stated
+    if isinstance(vae.get("spatio_temporal_scaling"), list):  # LTX-Video: patches first, then some levels halve
+        return (_last_side(vae.get("patch_size")) or 1) * 2 ** sum(map(bool, vae["spatio_temporal_scaling"]))
+    keys = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+    halvings = _halvings(vae, next((key for key in keys if key in vae), keys[0]))
+    if halvings is not None and "batch_norm_eps" in vae:  # FLUX.2: some levels halve, then patches are normalised
+        return (_last_side(vae.get("patch_size")) or 1) * halvings
+    return halvings
+
+
+def _last_side(patch: object) -> int | None:
+    """A patch size is a number, or a list of them that ends with the width."""
+    return _positive(patch[-1] if isinstance(patch, list) and patch else patch)
 
 
 def _halvings(config: Mapping[str, Any], key: str) -> int | None:

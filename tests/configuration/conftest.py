@@ -9,41 +9,11 @@ from typing import Any
 import pytest
 
 from simpletuner.configuration import Config, Family, Problem, check
+from simpletuner.helpers.models.registry import FAMILIES
 
-TRANSFORMER = Family(
-    name="sd3",
-    foundation="unused:Unused",
-    model_type="transformer",
-    media="image",
-    model_class="SD3Transformer2DModel",
-    model_subfolder="transformer",
-    default_block=8,
-    depth=24,
-)
+TRANSFORMER, VIDEO, UNET = (FAMILIES[name] for name in ("sd3", "wan", "sd1x"))
 LOCAL = replace(TRANSFORMER, stated=frozenset({"depth", "patch_size", "latent_ratio"}))
 """What `TRANSFORMER` is once a folder's config.json has said the same of itself."""
-VIDEO = Family(
-    name="wan",
-    foundation="unused:Unused",
-    model_type="transformer",
-    media="video",
-    model_class="WanTransformer3DModel",
-    model_subfolder="transformer",
-    default_block=8,
-    depth=30,
-    frame_ratio=4,
-)
-UNET = Family(
-    name="sd1x",
-    foundation="unused:Unused",
-    model_type="unet",
-    media="image",
-    model_class="UNet2DConditionModel",
-    model_subfolder="unet",
-    depth_keys=(),
-    patch_size=8,
-)
-FAMILIES = {family.name: family for family in (TRANSFORMER, VIDEO, UNET)}
 
 Check = Callable[..., dict[str, Problem]]
 

@@ -50,6 +50,18 @@ def test_mid_block_cell_of_a_unet(tmp_path: Path) -> None:
     assert (facts.depth, facts.patch_size, facts.latent_ratio) == (None, 4, 8)
 
 
+@pytest.mark.parametrize(("positions_of_square", "side"), [(False, 96), (True, 9)])
+def test_the_longest_side_with_positions(positions_of_square: bool, side: int, tmp_path: Path) -> None:
+    """SD3 states a side; AuraFlow counts the positions of a whole square."""
+    folder = write(tmp_path, transformer={"pos_embed_max_size": 96})
+    assert with_local_facts(replace(TRANSFORMER, positions_of_square=positions_of_square), folder).max_tokens == side
+
+
+def test_ratio_of_a_deep_compression_autoencoder(tmp_path: Path) -> None:
+    folder = write(tmp_path, transformer={}, vae={"encoder_block_out_channels": [8] * 6})
+    assert with_local_facts(TRANSFORMER, folder).latent_ratio == 32
+
+
 def test_pixel_space(tmp_path: Path) -> None:
     folder = write(tmp_path, transformer={"num_layers": 6, "patch_size": 4})
     assert with_local_facts(replace(TRANSFORMER, pixel_space_without_vae=True), folder).pixels_per_token == 4

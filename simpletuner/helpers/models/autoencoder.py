@@ -14,6 +14,7 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
 
     The posterior's mode is taken, so that caches are deterministic.
     """
-    latents = vae.encode(pixels.to(vae.device, vae.dtype) * 2 - 1).latent_dist.mode()
+    encoded = vae.encode(pixels.to(vae.device, vae.dtype) * 2 - 1)
+    latents = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded.latent  # DC-AE has no distribution
     mean, std = latent_statistics(vae, latents)
     return (latents.float() - mean) / std

@@ -18,6 +18,7 @@ from accelerate.utils.memory import clear_device_cache
 from diffusers import AutoencoderTiny, DDIMScheduler
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from simpletuner.helpers.models import autoencoder, loading, lora, noising
 from simpletuner.helpers.models.sampling import SampleSettings, to_images
@@ -45,6 +46,8 @@ class ModelFoundation(TappedModel):
     TINY_AUTOENCODER: ClassVar[str | None] = None
     LORA_TARGETS: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     PIPELINE_ARGUMENTS: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    # Embeddings with as many tokens as a prompt has, and their masks: cached without padding, padded in a batch.
+    TEXT_MASKS: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     vae: Any = None
     _text_pipeline: Any = None
@@ -55,6 +58,11 @@ class ModelFoundation(TappedModel):
     def source(self) -> str:
         """The local folder, or the hub id, of the model."""
         return loading.resolve(self.config.pretrained_model_name_or_path)
+
+    @property
+    def pipeline_class(self) -> Any:
+        """The pipeline that the model is made for, where a family has several."""
+        return self.PIPELINE_CLASS
 
     @property
     def weight_dtype(self) -> torch.dtype:
@@ -85,7 +93,7 @@ class ModelFoundation(TappedModel):
         """Loads tokenizers and text encoders, unless they are there, as a pipeline without its other parts."""
         if self._text_pipeline is None:
             pipeline = loading.load_pipeline(
-                self.PIPELINE_CLASS,
+                self.pipeline_class,
                 self.source,
                 ("tokenizer", "text_encoder"),
                 loading.MIXED_PRECISION_DTYPES[self.config.mixed_precision],
@@ -142,15 +150,27 @@ class ModelFoundation(TappedModel):
     def encode_prompts(self, prompts: list[str]) -> list[TextEmbeds]:
         """One dict of embeddings a prompt, without batch dimension, on the CPU; its keys are the pipeline's names."""
         embeds = self.encode_text(self.load_text_encoders(), prompts)
-        return [{name: tensor[row].cpu() for name, tensor in embeds.items()} for row in range(len(prompts))]
+        kept = {name: embeds.pop(mask).bool() for name, mask in self.TEXT_MASKS.items()}
+        return [
+            {name: (rows[i][kept[name][i]] if name in kept else rows[i]).cpu() for name, rows in embeds.items()}
+            for i in range(len(prompts))
+        ]
 
     @abstractmethod
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:
         """Batched embeddings through the pipeline's own `encode_prompt`, named as its `__call__` takes them."""
 
     def collate_text(self, items: list[TextEmbeds]) -> TextEmbeds:
-        """Stacks the embeddings of several prompts into one batch."""
-        return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        """Stacks the embeddings of several prompts into one batch; ragged ones are padded with zeros and masked."""
+        batch: TextEmbeds = {}
+        for name in items[0]:
+            rows = [item[name] for item in items]
+            if name in self.TEXT_MASKS:
+                batch[self.TEXT_MASKS[name]] = pad_sequence([torch.ones(len(row)) for row in rows], True).bool()
+                batch[name] = pad_sequence(rows, batch_first=True)
+            else:
+                batch[name] = torch.stack(rows)
+        return batch
 
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -160,10 +180,16 @@ class ModelFoundation(TappedModel):
         if vae is None:
             vae = self.load_vae()
             if self.config.crepa.enabled and self.config.crepa.drop_vae_encoder:
-                vae.encoder = vae.quant_conv = None  # latents are cached by now; `unload_vae` brings them back
+                # Latents are cached by now; `unload_vae` brings it back. Some classes still count its modules.
+                vae.encoder = vae.quant_conv = nn.ModuleList()
         return decode_latents(latents, vae)
 
     # Step
+
+    @cached_property
+    def model_facts(self) -> dict[str, Any]:
+        """The JSON configuration of the model, for what must be known before it is loaded."""
+        return loading.load_facts(self.MODEL_CLASS, self.source, self.family.model_subfolder)
 
     @cached_property
     def scheduler_facts(self) -> dict[str, Any]:
@@ -290,8 +316,14 @@ class ModelFoundation(TappedModel):
 
     def sample_latents(self, text: TextEmbeds, negative: TextEmbeds, settings: SampleSettings) -> Tensor:
         """Normalised latents from the family's pipeline, fed with batched embeddings."""
+        arguments = self.pipeline_arguments(text, negative, settings)
+        latents = self.sampling_pipeline()(**arguments, output_type="latent", return_dict=False)[0]
+        return self.unpack_latents(latents, settings)
+
+    def sampling_pipeline(self) -> Any:
+        """The family's pipeline around the model as it is now, without text encoders."""
         pipeline = loading.load_pipeline(
-            self.PIPELINE_CLASS,
+            self.pipeline_class,
             self.source,
             (),
             self.weight_dtype,
@@ -300,19 +332,34 @@ class ModelFoundation(TappedModel):
             **self.PIPELINE_ARGUMENTS,
         )
         pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def pipeline_arguments(self, text: TextEmbeds, negative: TextEmbeds, settings: SampleSettings) -> dict[str, Any]:
+        """The arguments of the pipeline's `__call__`."""
+        text, negative = self.padded_alike(text, negative)
+        negatives = {f"negative_{name}": tensor for name, tensor in negative.items()}
         frames = {"num_frames": settings.frames} if self.family.media == "video" else {}
-        return pipeline(
+        return {
             **text,
-            **{f"negative_{name}": tensor for name, tensor in negative.items()},
+            **negatives,
             **frames,
-            height=settings.height,
-            width=settings.width,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            generator=settings.generators(len(next(iter(text.values())))),
-            output_type="latent",
-            return_dict=False,
-        )[0]
+            "height": settings.height,
+            "width": settings.width,
+            "num_inference_steps": settings.steps,
+            "guidance_scale": settings.guidance,
+            "generator": settings.generators(len(next(iter(text.values())))),
+        }
+
+    def padded_alike(self, text: TextEmbeds, negative: TextEmbeds) -> tuple[TextEmbeds, TextEmbeds]:
+        """Both padded to one length: most pipelines put the two prompts into one batch for guidance."""
+        for name in (name for pair in self.TEXT_MASKS.items() for name in pair):
+            length = max(text[name].shape[1], negative[name].shape[1])
+            text, negative = ({**batch, name: _lengthened(batch[name], length)} for batch in (text, negative))
+        return text, negative
+
+    def unpack_latents(self, latents: Tensor, settings: SampleSettings) -> Tensor:
+        """The pipeline's latents, or its prediction for them, laid out as `encode_pixels` lays them out."""
+        return latents
 
 
 class ImageModelFoundation(ModelFoundation):
@@ -333,3 +380,9 @@ class VideoModelFoundation(ModelFoundation):
 
     def frame_indices(self, latent_frames: int) -> list[int]:
         return pixel_frames_of_latents(latent_frames, self.family.frame_ratio)
+
+
+def _lengthened(rows: Tensor, length: int) -> Tensor:
+    """`(B, L, ...)` with zeros, or False, behind it up to `length`."""
+    missing = rows.new_zeros(rows.shape[0], length - rows.shape[1], *rows.shape[2:])
+    return torch.cat([rows, missing], dim=1)

@@ -53,10 +53,6 @@ class DitFoundation(ImageModelFoundation):
         folder = Path(self.source)
         return folder.is_dir() and not (folder / "vae").is_dir()
 
-    @cached_property
-    def _model_facts(self) -> dict[str, Any]:
-        return loading.load_facts(self.MODEL_CLASS, self.source, self.family.model_subfolder)
-
     def load_vae(self) -> Any:
         return None if self.in_pixel_space else super().load_vae()
 
@@ -69,7 +65,7 @@ class DitFoundation(ImageModelFoundation):
         if not self.in_pixel_space:
             return super().encode_pixels(pixels)
         images = pixels[:, 0].float()
-        if self._model_facts["in_channels"] == 1:
+        if self.model_facts["in_channels"] == 1:
             images = images.mean(1, keepdim=True)
         return images * 2 - 1
 
@@ -99,7 +95,7 @@ class DitFoundation(ImageModelFoundation):
     @property
     def null_class(self) -> int:
         """The class of the empty caption."""
-        facts = self._model_facts
+        facts = self.model_facts
         if "num_embeds_ada_norm" not in facts:
             raise ValueError(
                 f"pretrained_model_name_or_path: {self.source!r} holds a {facts.get('_class_name')}, which has no "
@@ -153,7 +149,7 @@ class DitFoundation(ImageModelFoundation):
         scheduler = noising.sampling_scheduler(self.prediction_type, self.scheduler_facts)
         scheduler.set_timesteps(settings.steps, device=self.accelerator.device)
         ratio = 1 if self.in_pixel_space else 2 ** (len(self.load_vae().config.block_out_channels) - 1)
-        shape = (self._model_facts["in_channels"], settings.height // ratio, settings.width // ratio)
+        shape = (self.model_facts["in_channels"], settings.height // ratio, settings.width // ratio)
         generators = settings.generators(len(text["class_labels"]))
         latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         latents = latents.to(self.accelerator.device)

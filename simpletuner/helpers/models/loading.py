@@ -61,6 +61,16 @@ def load_facts(kind: Any, source: str, subfolder: str | None = None) -> dict[str
         raise ValueError(_unreadable(source, f"a configuration of {place}", error)) from error
 
 
+def require_pipeline(kind: Any, source: str) -> None:
+    """ValueError if a model was made for another pipeline than `kind`: it may have the same class, but other inputs."""
+    named = load_facts(kind, source).get("_class_name")
+    if named != kind.__name__:
+        raise ValueError(
+            f"{SOURCE_OPTION} is {source!r}, a model for {named}, which takes other inputs; of this model_family only "
+            f"models for {kind.__name__} can be trained."
+        )
+
+
 def load_pipeline(kind: Any, source: str, wanted: tuple[str, ...], dtype: torch.dtype, **given: Any) -> Any:
     """A pipeline of which only the components whose names start with `wanted` are read; `given` ones are used as is.
 

@@ -17,6 +17,12 @@ from torch import Tensor, nn
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
+# The attention of blocks in which text and image are streams of their own.
+JOINT_ATTENTION = (
+    *(f"attn.to_{part}" for part in ("q", "k", "v", "out.0")),
+    *(f"attn.add_{part}_proj" for part in ("q", "k", "v")),
+    "attn.to_add_out",
+)
 
 
 def add_lora(model: nn.Module, targets: Sequence[str], *, rank: int, alpha: float | None) -> None:

@@ -39,4 +39,6 @@ def sampling_scheduler(prediction_type: PredictionType, facts: Facts) -> Any:
         return getattr(diffusers, facts["_class_name"]).from_config(facts)
     if prediction_type == "flow_matching":
         return FlowMatchEulerDiscreteScheduler()
-    return DDIMScheduler.from_config(facts, prediction_type=prediction_type)
+    # Where a flow scheduler came with the model, DDIM's own default would clip latents as if they were pixels.
+    clip = facts.get("clip_sample", False)
+    return DDIMScheduler.from_config(facts, prediction_type=prediction_type, clip_sample=clip)

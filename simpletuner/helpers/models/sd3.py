@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from torch import Tensor
 
 from simpletuner.helpers.models.common import Batch, ImageModelFoundation, TextEmbeds
+from simpletuner.helpers.models.lora import JOINT_ATTENTION
 
 
 class Sd3Foundation(ImageModelFoundation):
@@ -16,11 +17,7 @@ class Sd3Foundation(ImageModelFoundation):
     PIPELINE_CLASS = StableDiffusion3Pipeline
     AUTOENCODER_CLASS = AutoencoderKL
     TINY_AUTOENCODER = "madebyollin/taesd3"
-    LORA_TARGETS = (
-        *(f"attn.to_{part}" for part in ("q", "k", "v", "out.0")),
-        *(f"attn.add_{part}_proj" for part in ("q", "k", "v")),
-        "attn.to_add_out",
-    )
+    LORA_TARGETS = JOINT_ATTENTION
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:
         embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
@@ -35,8 +32,3 @@ class Sd3Foundation(ImageModelFoundation):
             pooled_projections=text["pooled_prompt_embeds"],
             return_dict=False,
         )[0]
-
-    @staticmethod
-    def select_tokens(raw_output: Any, block_index: int) -> Tensor:
-        # (text, image); after the last block the text is None.
-        return raw_output[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +17,7 @@ from simpletuner.helpers.training.alignment.geometry import TokenGrid, split_fra
 from simpletuner.helpers.training.crepa import CrepaMode, CrepaRegularizer, UrepaRegularizer
 from simpletuner.helpers.training.layersync import LayerSyncRegularizer
 from simpletuner.helpers.utils.hidden_state_buffer import (
+    ForwardCall,
     HiddenStateBuffer,
     TransformerBlockCapture,
     UNetMidBlockCapture,
@@ -43,6 +44,8 @@ class TappedModel(ABC):
     NAME: ClassVar[str]
     MODEL_TYPE: ClassVar[ModelTypes] = ModelTypes.TRANSFORMER
     BLOCK_CONTAINERS: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
+    IMAGE_STREAM: ClassVar[int] = 1  # where the image is in a block's output (text, image)
+    TEXT_FIRST: ClassVar[bool] = False  # whether text goes before the image in blocks that return one sequence
 
     model: nn.Module
 
@@ -108,17 +111,41 @@ class TappedModel(ABC):
     def load_tiny_autoencoder(self) -> Any:
         """The tiny autoencoder that fits the family's latents; ValueError if there is none."""
 
-    @staticmethod
-    def select_tokens(raw_output: Any, block_index: int) -> Tensor:
-        """Image or video tokens `(B, S, D)`, row-major in (frames, rows, columns), from what a block returned."""
-        return raw_output
+    @classmethod
+    def select_tokens(cls, raw_output: Any, block_index: int, call: ForwardCall) -> Tensor:
+        """Image or video tokens `(B, S, D)`, row-major in (frames, rows, columns), from what a block returned.
 
-    def student_grid(self, latents: Tensor) -> TokenGrid:
-        """The grid of a transformer's tokens for latents `(B, C, H, W)` or `(B, C, T, H, W)`."""
-        patch = self.unwrap_model().config.patch_size
-        frame_patch, row_patch, column_patch = patch if isinstance(patch, list | tuple) else (1, patch, patch)
+        Blocks return a tuple of text and image, or one sequence, in which registers, text and padding lie before or
+        behind the image.
+        """
+        if isinstance(raw_output, tuple):
+            return raw_output[cls.IMAGE_STREAM]
+        count = cls.image_tokens(call)
+        return raw_output[:, -count:] if cls.TEXT_FIRST else raw_output[:, :count]
+
+    @classmethod
+    def image_tokens(cls, call: ForwardCall) -> int:
+        """How many image or video tokens a sample has in a forward."""
+        latents = call.arguments["hidden_states"]
+        return latents.shape[1] if latents.ndim == 3 else cls.token_grid(latents, call.config).tokens
+
+    @classmethod
+    def token_grid(cls, latents: Tensor, config: Mapping[str, Any]) -> TokenGrid:
+        """The grid of a transformer's tokens for latents `(B, C, H, W)` or `(B, C, T, H, W)`.
+
+        Args:
+            config: of the model; it states the patch size, unless the patches are packed before the model sees them.
+        """
+        family = FAMILIES[cls.NAME]
+        patch = family.patch_size if family.patch_key is None else config[family.patch_key]
+        sides = tuple(patch) if isinstance(patch, list | tuple) else (patch,)
+        frame_patch, row_patch, column_patch = sides if len(sides) == 3 else (1, sides[-1], sides[-1])
         frames = latents.shape[2] // frame_patch if latents.ndim == 5 else 1
         return TokenGrid(frames, latents.shape[-2] // row_patch, latents.shape[-1] // column_patch)
+
+    def student_grid(self, latents: Tensor) -> TokenGrid:
+        """`token_grid` of the model."""
+        return self.token_grid(latents, self.unwrap_model().config)
 
     def _init_regularizers(self, max_train_steps: int) -> None:
         """Decides which regularizers exist, and hooks the blocks they read. Call once, after LoRA was added."""
@@ -245,7 +272,7 @@ class TappedModel(ABC):
             maps = {layer: self.buffer[layer_key(layer)] for layer in self.urepa_regularizer.options.align_layers}
             first = next(iter(maps.values()))
             output["urepa_hidden_states"] = first if len(maps) == 1 else maps
-            output["token_grid"] = TokenGrid(1, *first.shape[-2:])
+            output["token_grid"] = self.urepa_regularizer.student_grid(first)
         return output
 
     def auxiliary_loss(

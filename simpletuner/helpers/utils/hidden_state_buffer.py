@@ -6,14 +6,28 @@ would run again, or break, where gradient checkpointing recomputes the block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Select = Callable[[Any, int], Tensor]
+
+@dataclass(frozen=True)
+class ForwardCall:
+    """One forward of a diffusers model: its configuration, and its arguments by name.
+
+    They say where in a block's output the image is: how many tokens it has, and how long each sample's text is.
+    """
+
+    config: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+
+
+Select = Callable[[Any, int, ForwardCall], Tensor]
 
 
 class HiddenStateBuffer(dict[str, Tensor]):
@@ -46,7 +60,15 @@ class _Capture:
         self._modules = modules
         self._raw: dict[int | str, Any] = {}
         self._enabled = False
-        self._handles = [module.register_forward_hook(self._hook(layer)) for layer, module in modules.items()]
+        self._arguments: dict[str, Any] = {}
+        self._argument_names = tuple(inspect.signature(model.forward).parameters)
+        self._handles = [model.register_forward_pre_hook(self._note_arguments, with_kwargs=True)]
+        self._handles += [module.register_forward_hook(self._hook(layer)) for layer, module in modules.items()]
+
+    def _note_arguments(self, model: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if self._enabled:
+            self._arguments.update(zip(self._argument_names, positional, strict=False))
+            self._arguments.update(named)
 
     def _hook(self, layer: int | str) -> Callable[[nn.Module, Any, Any], None]:
         def stash(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -56,7 +78,7 @@ class _Capture:
 
         return stash
 
-    def select(self, raw: Any, layer: Any) -> Tensor:
+    def select(self, raw: Any, layer: Any, call: ForwardCall) -> Tensor:
         """The hidden states in a block's raw output."""
         return raw
 
@@ -64,6 +86,7 @@ class _Capture:
         """Empties the buffer and captures from the next forward on."""
         self.buffer.clear()
         self._raw.clear()
+        self._arguments.clear()
         self._enabled = True
 
     def disable(self) -> None:
@@ -76,6 +99,7 @@ class _Capture:
         Raises:
             RuntimeError: a tapped block never ran, or its output carries no gradient while the model trains.
         """
+        call = ForwardCall(self.model.config, self._arguments)  # type: ignore[arg-type]
         for layer in self._modules:
             if layer_key(layer) in self.buffer:
                 continue
@@ -84,7 +108,7 @@ class _Capture:
                     f"The tap {layer!r} never fired: the last forward didn't run it ({self.depth}). Tap another block; "
                     "under torch.compile, make the capture before the first compiled call."
                 )
-            hidden = self.select(self._raw.pop(layer), layer)
+            hidden = self.select(self._raw.pop(layer), layer, call)
             if self.model.training and torch.is_grad_enabled() and not hidden.requires_grad:
                 raise RuntimeError(
                     f"The hidden states at the tap {layer!r} carry no gradient, so the alignment would train nothing. "
@@ -92,6 +116,7 @@ class _Capture:
                     "gradient checkpointing is reentrant (use use_reentrant=False)."
                 )
             self.buffer[layer_key(layer)] = hidden
+        self._arguments.clear()
         return self.buffer
 
     def remove(self) -> None:
@@ -124,7 +149,8 @@ class TransformerBlockCapture(_Capture):
     Args:
         model: the diffusers transformer; its training mode decides whether a gradient is demanded.
         blocks: all blocks in the order in which they run; a layer is a 0-based index into them.
-        select: turns a block's raw output and its index into tokens, row-major in (frames, rows, columns).
+        select: turns a block's raw output, its index and the forward's arguments into tokens, row-major in (frames,
+            rows, columns).
         buffer: names the layers to keep and receives them.
 
     Raises:
@@ -144,8 +170,8 @@ class TransformerBlockCapture(_Capture):
         self._select = select
         super().__init__(model, {layer: blocks[int(layer)] for layer in buffer.layers}, buffer)
 
-    def select(self, raw: Any, layer: int) -> Tensor:
-        return self._select(raw, layer)
+    def select(self, raw: Any, layer: int, call: ForwardCall) -> Tensor:
+        return self._select(raw, layer, call)
 
     @property
     def depth(self) -> str:

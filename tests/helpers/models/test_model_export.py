@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -14,16 +15,21 @@ from simpletuner.helpers.models import lora
 from simpletuner.helpers.models.common import ModelFoundation
 from simpletuner.helpers.models.loading import load_weights
 from tests.conftest import MakeFoundation
-from tests.helpers.models.cases import prepared
-from tests.tiny_models import BUILDERS
+from tests.families import CASES
+from tests.families.batches import prepared
 
-ALIGNMENT = {"dit": "crepa", "dit_pixels": "crepa", "sd1x": "urepa", "sd3": "crepa", "wan": "crepa"}
+WITHOUT_LOADER = ["dit", "pixart"]
+
+
+def alignment(name: str, teacher: Path) -> dict[str, Any]:
+    """The alignment loss of the family, switched on."""
+    prefix = CASES[name].prefix
+    return {f"{prefix}_enabled": True, f"{prefix}_{'model' if prefix == 'urepa' else 'encoder'}": str(teacher)}
 
 
 def trained_lora(name: str, make_foundation: MakeFoundation, teacher: Path) -> ModelFoundation:
     """A model with an alignment loss and an adapter that isn't zero; alpha differs from the rank."""
-    prefix = ALIGNMENT[name]
-    options = {f"{prefix}_enabled": True, f"{prefix}_{'model' if prefix == 'urepa' else 'encoder'}": str(teacher)}
+    options = alignment(name, teacher)
     foundation = make_foundation(name, model_type="lora", lora_rank=2, lora_alpha=3.0, **options)
     foundation.load_model()
     generator = torch.Generator().manual_seed(0)
@@ -43,7 +49,7 @@ def predict(foundation: ModelFoundation, name: str, model: torch.nn.Module) -> t
         foundation.model = own
 
 
-@pytest.mark.parametrize("name", ["sd1x", "sd3", "wan"])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.name not in WITHOUT_LOADER])
 def test_the_pipeline_loads_the_lora(
     name: str, make_foundation: MakeFoundation, tiny_folder: Callable[[str], Path], tiny_teacher: Path, tmp_path: Path
 ) -> None:
@@ -54,7 +60,7 @@ def test_the_pipeline_loads_the_lora(
     assert not [key for key in load_file(file) if "projector" in key]
     assert all(key.startswith(f"{foundation.family.model_subfolder}.") for key in load_file(file))
 
-    pipeline_class = getattr(diffusers, BUILDERS[name][0])
+    pipeline_class = getattr(diffusers, CASES[name].pipeline)
     pipeline = pipeline_class.from_pretrained(tiny_folder(name), **foundation.PIPELINE_ARGUMENTS)
     loaded = getattr(pipeline, foundation.family.model_subfolder)
     before = predict(foundation, name, loaded)
@@ -64,16 +70,17 @@ def test_the_pipeline_loads_the_lora(
     assert (after - before).abs().max() > 1e-3
 
 
-def test_dit_has_no_loader_and_takes_the_lora_by_injection(
-    make_foundation: MakeFoundation, tiny_teacher: Path, tmp_path: Path
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.name in WITHOUT_LOADER])
+def test_a_class_without_a_loader_takes_the_lora_by_injection(
+    name: str, make_foundation: MakeFoundation, tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    foundation = trained_lora("dit", make_foundation, tiny_teacher)
+    foundation = trained_lora(name, make_foundation, tiny_teacher)
     file = foundation.save_lora(tmp_path)
     plain = load_weights(foundation.MODEL_CLASS, foundation.source, "transformer", torch.float32)
-    before = predict(foundation, "dit", plain)
+    before = predict(foundation, name, plain)
     lora.load_lora(plain, file, "transformer")
-    after = predict(foundation, "dit", plain)
-    torch.testing.assert_close(after, predict(foundation, "dit", foundation.model))
+    after = predict(foundation, name, plain)
+    torch.testing.assert_close(after, predict(foundation, name, foundation.model))
     assert (after - before).abs().max() > 1e-3
     with pytest.raises(ValueError, match="no adapter settings for 'unet'"):
         lora.load_lora(plain, file, "unet")
@@ -92,13 +99,12 @@ def test_averaged_weights_are_exported_in_place_of_the_models(
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-@pytest.mark.parametrize("name", ["dit", "sd1x", "sd3", "wan"])
+@pytest.mark.parametrize("name", CASES)
 def test_a_full_model_comes_back(
     name: str, averaged: bool, make_foundation: MakeFoundation, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     """Mistake 14: full-model resume failed on the projector's keys."""
-    prefix = ALIGNMENT[name]
-    options = {f"{prefix}_enabled": True, f"{prefix}_{'model' if prefix == 'urepa' else 'encoder'}": str(tiny_teacher)}
+    options = alignment(name, tiny_teacher)
     foundation = make_foundation(name, **options)
     model = foundation.load_model()
     weights = {key: value + 1.0 for key, value in model.state_dict().items()} if averaged else model.state_dict()

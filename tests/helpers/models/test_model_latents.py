@@ -2,52 +2,63 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from tests.conftest import MakeFoundation
+from tests.families import CASES
 
-PIXELS = {"dit": (1, 64, 64), "sd1x": (1, 64, 96), "sd3": (1, 64, 96), "wan": (9, 32, 48)}
-LATENTS = {"dit": (4, 8, 8), "sd1x": (4, 8, 12), "sd3": (16, 8, 12), "wan": (16, 3, 4, 6)}
+WITH_AUTOENCODER = [name for name in CASES if name != "dit_pixels"]
 
 
 def random_pixels(frames: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(2, frames, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", PIXELS)
+@pytest.mark.parametrize("name", CASES)
 def test_round_trip_keeps_shape_and_range(name: str, make_foundation: MakeFoundation) -> None:
-    foundation = make_foundation(name)
-    pixels = random_pixels(*PIXELS[name])
+    foundation, case = make_foundation(name), CASES[name]
+    pixels = random_pixels(*case.pixels)
     with torch.no_grad():
         latents = foundation.encode_pixels(pixels)
         decoded = foundation.decode_latents(latents)
-    assert latents.shape == (2, *LATENTS[name])
+    assert latents.shape == (2, *case.latents)
     assert latents.dtype == torch.float32
     assert decoded.shape == pixels.shape
     assert decoded.min() >= 0
     assert decoded.max() <= 1
+    assert foundation.frame_indices(case.latents[-3] if case.is_video else 1)[-1] == case.pixels[0] - 1
 
 
-@pytest.mark.parametrize("name", PIXELS)
-def test_encoding_is_deterministic_and_normalised_as_the_pipeline_expects(
-    name: str, make_foundation: MakeFoundation
+@pytest.mark.parametrize("name", WITH_AUTOENCODER)
+def test_encoding_is_deterministic_and_decoding_undoes_its_normalisation(
+    name: str, make_foundation: MakeFoundation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What the autoencoder is given to decode is what it encoded to: the most likely latents, before normalisation."""
     foundation = make_foundation(name)
-    pixels = random_pixels(*PIXELS[name])
+    vae = foundation.load_vae()
+    encode, decode = vae.encode, vae.decode
+    encoded, given = [], []
+
+    def noting_encode(*args: Any, **kwargs: Any) -> Any:
+        encoded.append(encode(*args, **kwargs))
+        return encoded[-1]
+
+    def noting_decode(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        given.append(latents)
+        return decode(latents, *args, **kwargs)
+
+    monkeypatch.setattr(vae, "encode", noting_encode)
+    monkeypatch.setattr(vae, "decode", noting_decode)
+    pixels = random_pixels(*CASES[name].pixels)
     with torch.no_grad():
         latents = foundation.encode_pixels(pixels)
         assert torch.equal(latents, foundation.encode_pixels(pixels))
-        vae = foundation.load_vae()
-        images = pixels.transpose(1, 2) if name == "wan" else pixels[:, 0]
-        raw = vae.encode(images * 2 - 1).latent_dist.mean
-    facts = vae.config
-    if name == "wan":
-        mean, std = (torch.tensor(facts[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
-        expected = (raw - mean) / std
-    else:
-        expected = (raw - (facts.shift_factor if name == "sd3" else 0)) * facts.scaling_factor
-    torch.testing.assert_close(latents, expected)
+        foundation.decode_latents(latents)
+    likely = encoded[0].latent_dist.mode() if "latent_dist" in encoded[0] else encoded[0].latent
+    torch.testing.assert_close(given[0], likely, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("frames", "latent_frames", "seen"), [(1, 1, [0]), (5, 2, [0, 4]), (9, 3, [0, 4, 8])])
@@ -81,6 +92,18 @@ def test_unloaded_components_come_back_when_needed(make_foundation: MakeFoundati
     assert foundation.vae is None
     with torch.no_grad():
         assert foundation.encode_pixels(random_pixels(1, 16, 16)).shape == (2, 16, 2, 2)
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_AUTOENCODER if CASES[name].prefix == "crepa"])
+def test_latents_are_decoded_without_the_encoder(name: str, make_foundation: MakeFoundation) -> None:
+    """`crepa_drop_vae_encoder`: the memory is given back, and the pixels are the same."""
+    latents = torch.randn(1, *CASES[name].latents, generator=torch.Generator().manual_seed(0))
+    whole, halved = (
+        make_foundation(name, crepa_enabled=True, crepa_drop_vae_encoder=dropped) for dropped in (False, True)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(halved.decode_latents(latents), whole.decode_latents(latents))
+    assert not list(halved.vae.encoder.parameters())
 
 
 def test_dit_without_an_autoencoder_works_on_grey_pixels(make_foundation: MakeFoundation) -> None:

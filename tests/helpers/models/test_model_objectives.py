@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
 from simpletuner.helpers.models import noising
 from simpletuner.helpers.training.objectives import FlowMatching
 from tests.conftest import MakeFoundation
-from tests.helpers.models.cases import prepared
+from tests.families import CASES
+from tests.families.batches import prepared
+
+KINDS = [(name, kind) for name, case in CASES.items() for kind in (None, *case.family.prediction_types)]
+
+
+def denoised(scheduler: Any, prediction: Tensor, timestep: Tensor, noisy: Tensor) -> Tensor:
+    """The clean latents as a scheduler of discrete diffusion makes them out of a prediction."""
+    if isinstance(scheduler, DPMSolverMultistepScheduler):  # it doesn't tell them, but a single step leads to them
+        scheduler.set_timesteps(timesteps=[int(timestep)])
+        return scheduler.step(prediction, scheduler.timesteps[0], noisy).prev_sample
+    scheduler.set_timesteps(scheduler.config.num_train_timesteps)
+    return scheduler.step(prediction, timestep, noisy).pred_original_sample
 
 
 @pytest.mark.parametrize(
     ("name", "prediction_type"),
-    [
-        ("dit", "epsilon"),
-        ("dit", "v_prediction"),
-        ("dit", "flow_matching"),
-        ("dit_pixels", None),
-        ("sd1x", None),
-        ("sd1x", "v_prediction"),
-        ("sd3", None),
-        ("wan", None),
-    ],
+    KINDS,
 )
 def test_an_oracle_recovers_the_clean_latents(
     name: str, prediction_type: str | None, make_foundation: MakeFoundation
@@ -40,21 +46,23 @@ def test_an_oracle_recovers_the_clean_latents(
             clean = scheduler.step(target, scheduler.timesteps[0], noisy).prev_sample
         else:
             scheduler = noising.sampling_scheduler(foundation.prediction_type, foundation.scheduler_facts)
-            scheduler.set_timesteps(scheduler.config.num_train_timesteps)
-            clean = scheduler.step(target, timestep, noisy).pred_original_sample
+            clean = denoised(scheduler, target, timestep, noisy)
         torch.testing.assert_close(clean, batch["latents"][row], atol=2e-3, rtol=1e-3)
     assert foundation.loss({"model_prediction": batch["target"]}, batch) == 0
 
 
-@pytest.mark.parametrize("name", ["dit_pixels", "sd3", "wan"])
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if "flow_matching" in c.family.prediction_types])
 def test_an_oracle_walks_from_noise_to_the_latents_with_the_familys_scheduler(
     name: str, make_foundation: MakeFoundation
 ) -> None:
-    foundation = make_foundation(name)
+    foundation = make_foundation(name, prediction_type="flow_matching")
     batch = prepared(foundation, name)
     scheduler = noising.sampling_scheduler(foundation.prediction_type, foundation.scheduler_facts)
-    scheduler.set_timesteps(7)
-    latents = batch["noise"]
+    shape = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+    scheduler.set_timesteps(7, **shape)
+    start = scheduler.sigmas[0]
+    assert start > 0.999  # DPM-Solver starts a little after pure noise
+    latents = (1 - start) * batch["latents"] + start * batch["noise"]
     for timestep in scheduler.timesteps:
         latents = scheduler.step(batch["target"], timestep, latents).prev_sample
     torch.testing.assert_close(latents, batch["latents"], atol=1e-4, rtol=1e-4)

@@ -13,7 +13,8 @@ from simpletuner.helpers.models.common import ModelFoundation
 from simpletuner.helpers.training.alignment.geometry import TokenGrid
 from simpletuner.helpers.training.crepa import CrepaMode
 from tests.conftest import MakeFoundation
-from tests.helpers.models.cases import prepared
+from tests.families import CASES
+from tests.families.batches import prepared
 
 BACKBONE = {
     "crepa_enabled": True,
@@ -34,7 +35,7 @@ def step(foundation: ModelFoundation, name: str, **batch: Any) -> tuple[torch.Te
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["dit", "sd3", "wan"])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.prefix == "crepa"])
 def test_repa_and_crepa_train_adapters_and_projector(
     name: str, checkpointing: bool, make_foundation: MakeFoundation, tiny_teacher: Path
 ) -> None:
@@ -48,14 +49,14 @@ def test_repa_and_crepa_train_adapters_and_projector(
         crepa_encoder_image_size="auto",
     )
     foundation.load_model()
-    frames = 3 if name == "wan" else 1
-    pixels = torch.rand(2, frames, 3, 64, 64 if name == "dit" else 96)
+    frames = CASES[name].latents[-3] if CASES[name].is_video else 1
+    pixels = torch.rand(2, frames, 3, *CASES[name].pixels[1:])
     _, logs, output = step(foundation, name, pixels=pixels)
     regularizer = foundation.crepa_regularizer
     assert regularizer is not None
     assert foundation.alignment is regularizer
     assert foundation.needs_pixels
-    assert regularizer.mode is (CrepaMode.VIDEO if name == "wan" else CrepaMode.IMAGE)
+    assert regularizer.mode is CrepaMode(CASES[name].family.media)
     assert output["token_grid"].frames == frames
     assert output["crepa_hidden_states"].shape[1] == output["token_grid"].tokens
     assert output["hidden_states_buffer"] == {}
@@ -71,7 +72,7 @@ def test_urepa_taps_the_mid_block(make_foundation: MakeFoundation, tiny_teacher:
     foundation.load_model()
     _, logs, output = step(foundation, "sd1x", pixels=torch.rand(2, 1, 3, 64, 128))
     assert output["urepa_hidden_states"].shape == (2, 16, 1, 2)
-    assert output["token_grid"] == TokenGrid(1, 1, 2)
+    assert output["token_grid"] == TokenGrid(1, 1, 2, offset=-0.4375)
     assert logs["urepa_manifold_loss"] > 0
 
 
@@ -187,7 +188,7 @@ def test_the_projector_is_no_part_of_the_model(make_foundation: MakeFoundation, 
     assert not [name for name in model.state_dict() if "projector" in name and "embed" not in name]
 
 
-@pytest.mark.parametrize("name", ["dit", "sd1x", "sd3", "wan"])
+@pytest.mark.parametrize("name", CASES)
 def test_adapters_are_fp32_on_a_bf16_model(name: str, make_foundation: MakeFoundation) -> None:
     foundation = make_foundation(name, model_type="lora", mixed_precision="bf16")
     model = foundation.load_model()

@@ -9,49 +9,78 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from simpletuner.helpers.models import noising
 from simpletuner.helpers.models.dit import DitFoundation
+from simpletuner.helpers.models.registry import foundation_class
 from simpletuner.helpers.models.sampling import SampleSettings
 from tests.conftest import MakeFoundation
-from tests.helpers.models.cases import PROMPTS
+from tests.families import CASES
+from tests.families.batches import make_batch, prepared
 
-SIZES = {"dit": (64, 64, 1), "dit_pixels": (8, 8, 1), "sd1x": (64, 128, 1), "sd3": (64, 96, 1), "wan": (32, 48, 5)}
-KEYS = {"sd1x": {"prompt_embeds"}, "sd3": {"prompt_embeds", "pooled_prompt_embeds"}, "wan": {"prompt_embeds"}}
+WITH_TEXT = [name for name, case in CASES.items() if case.name != "dit"]
 
 
-@pytest.mark.parametrize("name", KEYS)
+def settings_of(name: str, **changes: Any) -> SampleSettings:
+    frames, height, width = CASES[name].pixels
+    return replace(SampleSettings(height, width, steps=2, guidance=3.0, seed=5, frames=frames), **changes)
+
+
+@pytest.mark.parametrize("name", WITH_TEXT)
 def test_prompts_are_encoded_one_by_one_for_the_cache(name: str, make_foundation: MakeFoundation) -> None:
+    """What a prompt is encoded with makes no difference, and a batch of them keeps each as it is."""
     foundation = make_foundation(name)
-    cat, nothing = foundation.encode_prompts(["a photo of cat", ""])
-    (alone,) = foundation.encode_prompts([""])
-    assert set(cat) == KEYS[name]
-    assert cat["prompt_embeds"].ndim == 2
-    assert not torch.allclose(cat["prompt_embeds"], nothing["prompt_embeds"])
-    torch.testing.assert_close(nothing["prompt_embeds"], alone["prompt_embeds"])
-    assert foundation.collate_text([cat, nothing])["prompt_embeds"].shape == (2, *cat["prompt_embeds"].shape)
+    prompts = [*CASES[name].prompts, ""]
+    together = foundation.encode_prompts(prompts)
+    for prompt, embeds in zip(prompts, together, strict=True):
+        (alone,) = foundation.encode_prompts([prompt])
+        assert alone.keys() == embeds.keys()
+        for key, tensor in alone.items():
+            torch.testing.assert_close(embeds[key], tensor)
+    assert any(
+        one.shape != other.shape or not torch.allclose(one, other)
+        for one, other in zip(together[0].values(), together[1].values(), strict=True)
+    )
+    for key, batched in foundation.collate_text(together).items():
+        assert len(batched) == len(prompts), key
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if foundation_class(case.name).TEXT_MASKS])
+def test_padding_is_masked(name: str, make_foundation: MakeFoundation) -> None:
+    """A prompt's prediction doesn't depend on how much longer the others in its batch are."""
+    foundation = make_foundation(name)
+    foundation.load_model().eval()
+    batch = prepared(foundation, name)
+    longer = dict(batch["text"])
+    for embeds, mask in foundation.TEXT_MASKS.items():
+        assert not longer[mask].all()
+        longer[embeds] = pad(longer[embeds], (0, 0, 0, 5))
+        longer[mask] = pad(longer[mask], (0, 5))
+    with torch.no_grad():
+        expected, ours = foundation.forward(batch), foundation.forward(batch | {"text": longer})
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_samples_come_from_cached_embeddings(name: str, make_foundation: MakeFoundation) -> None:
     """No text encoder is in memory while sampling; the model is left in training mode."""
     foundation = make_foundation(name)
     model = foundation.load_model()
     foundation.observe_captions(["cat", "dog"])
-    prompt, negative = foundation.encode_prompts([PROMPTS[name], ""])
+    prompt, negative = foundation.encode_prompts([CASES[name].prompts[0], ""])
     foundation.unload_text_encoders()
-    height, width, frames = SIZES[name]
-    settings = SampleSettings(height, width, steps=2, guidance=3.0, seed=5, frames=frames)
+    settings = settings_of(name)
     samples = foundation.validation_samples([prompt, prompt], negative, **asdict(settings))
     assert len(samples) == 2
     clip = samples[0] if isinstance(samples[0], list) else [samples[0]]
-    assert len(clip) == frames
+    assert len(clip) == settings.frames
     assert isinstance(clip[0], Image.Image)
-    assert clip[0].size == (width, height)
+    assert clip[0].size == (settings.width, settings.height)
     assert model.training
 
     alone = foundation.generate([prompt], negative, settings)
-    assert alone.shape == (1, frames, 3, height, width)
+    assert alone.shape == (1, settings.frames, 3, settings.height, settings.width)
     together = foundation.generate([prompt, prompt], negative, settings)
     torch.testing.assert_close(alone, together[:1], atol=1e-3, rtol=1e-3)
     assert not torch.allclose(together[:1], together[1:], atol=1e-3)
@@ -59,43 +88,56 @@ def test_samples_come_from_cached_embeddings(name: str, make_foundation: MakeFou
     assert not torch.allclose(alone, unguided)
 
 
-@pytest.mark.parametrize("name", ["sd1x", "sd3", "wan"])
-def test_forward_calls_the_model_as_the_pipeline_does(name: str, make_foundation: MakeFoundation) -> None:
-    """The timestep's scale and sign, the text and the layout are those that the model is sampled with."""
+@pytest.mark.parametrize("name", WITH_TEXT)
+def test_samples_are_those_of_the_familys_pipeline(name: str, make_foundation: MakeFoundation) -> None:
+    """The pipeline's own unpacking, denormalisation and decoding make the same pixels as ours."""
     foundation = make_foundation(name)
-    model = foundation.load_model().eval()
-    seen: list[tuple[Tensor, Tensor]] = []
+    foundation.load_model().eval()
+    text = foundation.encode_prompts([CASES[name].prompts[0]])
+    (negative,) = foundation.encode_prompts([""])
+    ours = foundation.generate(text, negative, settings_of(name))
+    batches = foundation.collate_text(text), foundation.collate_text([negative])
+    arguments = foundation.pipeline_arguments(*batches, settings_of(name))
+    theirs = foundation.sampling_pipeline()(**arguments, output_type="pt", return_dict=False)[0]
+    torch.testing.assert_close(torch.as_tensor(theirs).reshape(ours.shape).float(), ours, atol=1e-4, rtol=1e-4)
 
-    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor]) -> None:
-        seen.append((args[0] if args else kwargs["hidden_states"], output[0]))
 
-    height, width, frames = SIZES[name]
-    text = foundation.encode_prompts([PROMPTS[name]])
-    with model.register_forward_hook(note, with_kwargs=True):
-        foundation.generate(text, text[0], SampleSettings(height, width, steps=3, guidance=1.0, seed=0, frames=frames))
-    scheduler = noising.sampling_scheduler(foundation.prediction_type, foundation.scheduler_facts)
-    scheduler.set_timesteps(3)
-    assert len(seen) == 3
-    for timestep, (latents, predicted) in zip(scheduler.timesteps, seen, strict=True):
-        batch = {
-            "noisy_latents": latents,
-            "timesteps": timestep.expand(1),
-            "text": foundation.collate_text(text),
-        }
+@pytest.mark.parametrize("name", WITH_TEXT)
+def test_forward_predicts_what_the_pipeline_tells_its_scheduler(
+    name: str, make_foundation: MakeFoundation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scale and sign of the timestep and the prediction, text, packing and ids are those of sampling."""
+    foundation = make_foundation(name)
+    foundation.load_model().eval()
+    text = foundation.encode_prompts([CASES[name].prompts[0]])
+    settings = settings_of(name, guidance=1.0, steps=3)
+    kind = type(noising.sampling_scheduler(foundation.prediction_type, foundation.scheduler_facts))
+    step, told = kind.step, []
+
+    def noting(self: Any, predicted: Tensor, timestep: Tensor, noisy: Tensor, *more: Any, **named: Any) -> Any:
+        told.append((predicted.clone(), timestep.clone(), noisy.clone()))
+        return step(self, predicted, timestep, noisy, *more, **named)
+
+    monkeypatch.setattr(kind, "step", noting)
+    foundation.generate(text, text[0], settings)
+    assert len(told) == 3
+    batch = make_batch(foundation, name, 1) | {"text": foundation.collate_text(text)}
+    for predicted, timestep, noisy in told:
+        batch |= {"noisy_latents": foundation.unpack_latents(noisy, settings), "timesteps": timestep.expand(1)}
         with torch.no_grad():
-            torch.testing.assert_close(foundation.forward(batch), predicted)
+            ours = foundation.forward(batch)
+        expected = foundation.unpack_latents(predicted, settings)
+        torch.testing.assert_close(ours, expected.to(ours.dtype), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["dit", "sd1x", "sd3", "wan"])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "dit_pixels"])
 def test_sampling_leaves_the_dtypes_of_model_and_adapter_alone(name: str, make_foundation: MakeFoundation) -> None:
     foundation = make_foundation(name, model_type="lora", mixed_precision="bf16")
     model = foundation.load_model()
     dtypes = [parameter.dtype for parameter in model.parameters()]
     foundation.observe_captions(["cat"])
-    text = foundation.encode_prompts([PROMPTS[name]])
-    height, width, frames = SIZES[name]
-    settings = SampleSettings(height, width, steps=1, guidance=2.0, seed=0, frames=frames)
-    assert foundation.generate(text, text[0], settings).isfinite().all()
+    text = foundation.encode_prompts([CASES[name].prompts[0]])
+    assert foundation.generate(text, text[0], settings_of(name)).isfinite().all()
     assert [parameter.dtype for parameter in model.parameters()] == dtypes
 
 

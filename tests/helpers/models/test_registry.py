@@ -48,6 +48,30 @@ def test_a_wan_of_two_experts_is_refused(tiny_folder: Callable[[str], Path], tmp
         foundation_class("wan")(config, Accelerator(cpu=True)).load_model()
 
 
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("ltxvideo", "LTXConditionPipeline"),
+        ("hunyuanvideo", "HunyuanVideoImageToVideoPipeline"),
+        ("kandinsky5_video", "Kandinsky5T2IPipeline"),
+        ("flux2", "Flux2KleinKVPipeline"),
+        ("sana", "SanaSprintPipeline"),
+        ("z_image", "ZImageOmniPipeline"),
+    ],
+)
+def test_models_of_other_pipelines_are_refused(
+    name: str, other: str, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The model's class is the same, but it takes other inputs."""
+    folder = tmp_path / name
+    shutil.copytree(tiny_folder(name), folder)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": other}))
+    config = Config(model_family=name, pretrained_model_name_or_path=str(folder), mixed_precision="no")
+    with pytest.raises(ValueError, match=f"a model for {other}"):
+        foundation_class(name)(config, Accelerator(cpu=True)).load_model()
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_folder_without_the_model_is_named(name: str, tmp_path: Path) -> None:
     config = Config(model_family=name, pretrained_model_name_or_path=str(tmp_path), mixed_precision="no")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from simpletuner.helpers.utils.hidden_state_buffer import (
+    ForwardCall,
     HiddenStateBuffer,
     TransformerBlockCapture,
     UNetMidBlockCapture,
@@ -45,7 +46,7 @@ def call(model: nn.Module) -> Tensor:
     )[0]
 
 
-def image_tokens(output: Any, index: int) -> Tensor:
+def image_tokens(output: Any, index: int, call: ForwardCall) -> Tensor:
     return output[1]
 
 

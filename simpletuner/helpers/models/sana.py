@@ -1,0 +1,21 @@
+"""Sana 1.0 and 1.5: a DiT with linear attention on the latents of an autoencoder that shrinks sides 32-fold."""
+
+from __future__ import annotations
+
+from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
+from torch import nn
+
+from simpletuner.helpers.models import loading
+from simpletuner.helpers.models.common import ImageModelFoundation
+from simpletuner.helpers.models.pixart import PixartLike
+
+
+class SanaFoundation(PixartLike, ImageModelFoundation):
+    NAME = "sana"
+    MODEL_CLASS = SanaTransformer2DModel
+    PIPELINE_CLASS = SanaPipeline
+    AUTOENCODER_CLASS = AutoencoderDC
+
+    def load_model(self, max_train_steps: int | None = None) -> nn.Module:
+        loading.require_pipeline(self.PIPELINE_CLASS, self.source)  # Sana Sprint is distilled to a few steps
+        return super().load_model(max_train_steps)
