@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simpletuner.configuration import Config
@@ -109,6 +109,21 @@ def list_options(arguments: argparse.Namespace, options: list[str]) -> int:
     return 0
 
 
+def list_families(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Print the model families that can be trained, as published; other sizes of the same class work too.
+
+    Tap is the block, counted from 0, that is aligned where `crepa_block_index` isn't set.
+    """
+    from simpletuner.helpers.models.registry import FAMILIES
+
+    known = [family.described() for family in FAMILIES.values()]
+    if arguments.json:
+        print(json.dumps(known, indent=2))
+    else:
+        _print_families(known)
+    return 0
+
+
 def _add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a list for programs instead of tables")
 
@@ -117,6 +132,7 @@ COMMANDS = {
     "train": Command("train a model", train, add_config_argument, takes_options=True),
     "demo": Command("see what REPA does, in a few minutes on a CPU", demo, _add_demo_arguments),
     "check": Command("check a configuration without loading weights", check, add_config_argument, takes_options=True),
+    "families": Command("list the model families that can be trained", list_families, _add_json_argument),
     "options": Command("list every option of the configuration", list_options, _add_json_argument),
 }
 
@@ -158,6 +174,23 @@ def print_problems(problems: Iterable[Problem]) -> None:
             f": {problem.message}. {problem.mend}",
         )
         console.print(line)
+
+
+def _print_families(families: Iterable[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("Family", "Type", "diffusers class", "Blocks", "Width", "Tap", "Method", "Tokens"):
+        table.add_column(heading, justify="right" if heading in ("Blocks", "Width", "Tap") else "left", no_wrap=True)
+    for family in families:
+        *cells, resolution, (rows, columns) = family.values()
+        shown = ("–" if cell is None else str(cell).replace("transformer", "DiT") for cell in cells)
+        table.add_row(*shown, f"{rows}×{columns} at {resolution}²")
+    console = Console()
+    console.width = max(console.width, table.__rich_measure__(console, console.options).maximum)  # wide, but whole
+    console.print(table)
 
 
 def _print_tables(options: Iterable[OptionInfo]) -> None:

@@ -120,3 +120,27 @@ def test_all_problems_of_a_configuration_are_listed(config_file: Path) -> None:
     assert named == {"urepa_enabled": "error", "crepa_lamda": "error", "learning_rate": "error", "ema_decay": "warning"}
     assert lines[-1].startswith("warning")
     assert "Traceback" not in done.stderr
+
+
+def test_families_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families", "--json"]) == 0
+    families = {family.pop("family"): family for family in json.loads(capsys.readouterr().out)}
+    assert families["sd3"] == {
+        "type": "image transformer",
+        "class": "SD3Transformer2DModel",
+        "blocks": 24,
+        "hidden_size": 1536,
+        "default_tap": 8,
+        "alignment": "REPA",
+        "resolution": 1024,
+        "token_grid": [64, 64],
+    }
+    assert families["sdxl"]["alignment"] == "U-REPA" and families["sdxl"]["default_tap"] == "mid"
+    assert families["wan"]["alignment"] == "CREPA"
+    assert len(families) == 20
+
+
+def test_families_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families"]) == 0
+    printed = capsys.readouterr().out
+    assert "kandinsky5_video" in printed and "64×64 at 1024²" in printed
