@@ -16,10 +16,33 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from simpletuner.configuration import Config
+
 logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
 MANIFEST = "manifest.json"
+
+SHAPING_OPTIONS = (
+    "model_family",
+    "model_type",
+    "lora_rank",
+    "optimizer",
+    "use_ema",
+    *(f"{x}_{name}" for x in ("crepa", "urepa") for name in ("enabled", "projector", "projector_width")),
+    "crepa_encoder",
+    "crepa_block_index",
+    "crepa_feature_source",
+    "urepa_model",
+    "urepa_align_layers",
+    "irepa_enabled",
+    "irepa_projector_kernel_size",
+)
+
+
+def shaping_options(config: Config) -> dict[str, Any]:
+    """The options that decide what a checkpoint holds."""
+    return {name: getattr(config, name) for name in SHAPING_OPTIONS}
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from simpletuner.configuration import Config
 from simpletuner.helpers.utils.host_copy import HostCopy
 
 METRICS_FILE = "metrics.jsonl"
@@ -36,6 +37,20 @@ SHOWN = {
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the message names the step and the parts."""
+
+
+# How the trackers of accelerate call the name of a run.
+RUN_NAME_ARGUMENTS = {"wandb": "name", "mlflow": "run_name", "swanlab": "experiment_name", "trackio": "name"}
+
+
+def start_trackers(accelerator: Accelerator, config: Config) -> None:
+    """Starts accelerate's tracker with the configured project and run names."""
+    run_name, project, arguments = config.tracker_run_name, config.tracker_project_name, {}
+    if run_name is not None and config.report_to in RUN_NAME_ARGUMENTS:
+        arguments = {config.report_to: {RUN_NAME_ARGUMENTS[config.report_to]: run_name}}
+    elif run_name is not None:
+        project = f"{project}/{run_name}"
+    accelerator.init_trackers(project, init_kwargs=arguments)
 
 
 class StepMetrics:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import pickle
-import signal
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from simpletuner.configuration import Config
@@ -30,7 +26,12 @@ from simpletuner.helpers.data.sampler import BucketBatchSampler
 from simpletuner.helpers.data.samples import Sample
 from simpletuner.helpers.data.scan import find_samples
 from simpletuner.helpers.models.registry import foundation_class
-from simpletuner.helpers.training.checkpoints import find_resumable, require_same_shape, save_checkpoint
+from simpletuner.helpers.training.checkpoints import (
+    find_resumable,
+    require_same_shape,
+    save_checkpoint,
+    shaping_options,
+)
 from simpletuner.helpers.training.ema import averaged_weights, make_ema
 from simpletuner.helpers.training.optimization import (
     average_gradients,
@@ -41,30 +42,14 @@ from simpletuner.helpers.training.optimization import (
     set_learning_rate,
     without_group,
 )
-from simpletuner.helpers.training.reporting import Report, StepMetrics
+from simpletuner.helpers.training.reporting import Report, StepMetrics, start_trackers
+from simpletuner.helpers.training.signals import stop_on_signals
 from simpletuner.helpers.training.validation import validate, validation_prompts
+from simpletuner.helpers.training.weights import load_trained_weights, save_trained_weights
 
-WEIGHTS_FILE = "weights.safetensors"
 PROJECTOR_OPTIMIZER_FILE = "projector_optimizer.pt"
-SHAPING_OPTIONS = (
-    "model_family",
-    "model_type",
-    "lora_rank",
-    "optimizer",
-    "use_ema",
-    *(f"{x}_{name}" for x in ("crepa", "urepa") for name in ("enabled", "projector", "projector_width")),
-    "crepa_encoder",
-    "crepa_block_index",
-    "crepa_feature_source",
-    "urepa_model",
-    "urepa_align_layers",
-    "irepa_enabled",
-    "irepa_projector_kernel_size",
-)
 # How long ranks wait for each other: one may scan, cache or sample alone meanwhile.
 PATIENCE = timedelta(hours=6)
-# How the trackers of accelerate call the name of a run.
-RUN_NAME_ARGUMENTS = {"wandb": "name", "mlflow": "run_name", "swanlab": "experiment_name", "trackio": "name"}
 STATISTICS_SAMPLES = 256  # samples over which a teacher without a normalisation of its own is standardised
 
 
@@ -202,13 +187,13 @@ class Trainer:
             NonFiniteLossError: the loss became NaN or infinite; checkpoints are untouched.
         """
         config, accelerator, foundation = self.config, self.accelerator, self.foundation
-        self._start_trackers()
+        start_trackers(accelerator, config)
         batches, with_pixels = self._batches()
         metrics = StepMetrics(accelerator)
         micro_step, started = 0, time.perf_counter()
         with (
             Report(accelerator, self.output_dir, self.total_steps, live=self.live) as report,
-            self._stop_on_signals(),
+            stop_on_signals(self.request_stop),
         ):
             report.start(self.step)
             while self.step < self.total_steps and not metrics.stop_agreed:
@@ -246,15 +231,6 @@ class Trainer:
             report.log(metrics.flush())
             self._finish()
         self.accelerator.end_training()
-
-    def _start_trackers(self) -> None:
-        config, run_name = self.config, self.config.tracker_run_name
-        project, arguments = config.tracker_project_name, {}
-        if run_name is not None and config.report_to in RUN_NAME_ARGUMENTS:
-            arguments = {config.report_to: {RUN_NAME_ARGUMENTS[config.report_to]: run_name}}
-        elif run_name is not None:
-            project = f"{project}/{run_name}"
-        self.accelerator.init_trackers(project, init_kwargs=arguments)
 
     def _forward_backward(self, batch: dict[str, Any], micro_step: int) -> dict[str, Tensor]:
         """One micro-batch's loss and its gradients; returns what to log. Nothing of it outlives the call."""
@@ -303,6 +279,10 @@ class Trainer:
             self.export(self.output_dir)
         self.accelerator.wait_for_everyone()  # the main process still writes while the others are done
 
+    def request_stop(self) -> None:
+        """Ends the run after the current step, with a checkpoint; every rank learns of it."""
+        self.stop_requested = True
+
     def validate(self) -> list[Path]:
         """Draws the validation samples from the averaged weights if there are any; none without a prompt."""
         if not self.validation_text:
@@ -314,28 +294,6 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return files
 
-    # Stopping
-
-    @contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the run after the current step, with a checkpoint; a second Ctrl-C ends it at once."""
-
-        def request(number: int, frame: FrameType | None) -> None:
-            self.stop_requested = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        previous = {}
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                previous[number] = signal.signal(number, request)
-        except ValueError:  # not in the main thread, where no signal arrives
-            pass
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
     # State
 
     def save(self) -> Path:
@@ -343,7 +301,7 @@ class Trainer:
         folder = save_checkpoint(
             self.accelerator,
             self.output_dir,
-            {"step": self.step, "options": self._shape()},
+            {"step": self.step, "options": shaping_options(self.config)},
             self._write_state,
             self.config.checkpoints_total_limit,
         )
@@ -371,47 +329,26 @@ class Trainer:
                 return self.foundation.save_lora(folder, state)
             return self.foundation.save_model(folder, state)
 
-    def _named_parameters(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.foundation.unwrap_model().named_parameters() if p.requires_grad}
-
     def _save_weights(self, models: list[nn.Module], weights: list[dict[str, Any]], folder: str) -> None:
         """Of the model, only what is trained; accelerate would write a frozen base model too."""
         if not weights:
             return  # sharded: accelerate has written it
         weights.clear()
         if self.accelerator.is_main_process:
-            state = {name: p.detach().cpu().contiguous() for name, p in self._named_parameters().items()}
-            save_file(state, Path(folder) / WEIGHTS_FILE)
+            save_trained_weights(self.foundation.unwrap_model(), Path(folder))
 
     def _load_weights(self, models: list[nn.Module], folder: str) -> None:
         if not models:
             return
         models.clear()
-        state, parameters = load_file(Path(folder) / WEIGHTS_FILE), self._named_parameters()
-        if state.keys() != parameters.keys():
-            different = sorted(state.keys() ^ parameters.keys())[:3]
-            raise ValueError(
-                f"The checkpoint {folder} was trained with other weights than this configuration trains (such as "
-                f"{', '.join(different)}). Resume with the same model_type and lora options, or use another output_dir."
-            )
-        for name, parameter in parameters.items():
-            if state[name].shape != parameter.shape:
-                raise ValueError(
-                    f"The checkpoint {folder} has {name} of shape {tuple(state[name].shape)}, this configuration "
-                    f"{tuple(parameter.shape)}. Resume with the same lora_rank and model, or use another output_dir."
-                )
-            parameter.data.copy_(state[name])
-
-    def _shape(self) -> dict[str, Any]:
-        """The options that decide what a checkpoint holds."""
-        return {name: getattr(self.config, name) for name in SHAPING_OPTIONS}
+        load_trained_weights(self.foundation.unwrap_model(), Path(folder))
 
     def _resume(self) -> None:
         found = find_resumable(self.config.resume_from_checkpoint, self.output_dir)
         if found is None:
             return
         folder, state = found
-        require_same_shape(folder, state["options"], self._shape())
+        require_same_shape(folder, state["options"], shaping_options(self.config))
         try:
             self._read_state(folder)
         except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
