@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import platform
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000, help="images to train on (%(default)s)")
     parser.add_argument("--record", action="store_true", help="write the table into RESULTS.md")
     arguments = parser.parse_args()
-    started, console = time.perf_counter(), Console()
+    console = Console()
     splits = fashion_splits(arguments.data, train=arguments.images, classifier=10_000)
     accuracy = prepare(splits, arguments.output, classifier_epochs=4, plain_classifier=True)
     console.print(f"The classifier names {accuracy:.1%} of the held-out images rightly.")
@@ -93,13 +92,12 @@ def main() -> None:
     rows = {key: read_measures(arm) for key, arm in arms.items()}
     timed = {name: replace(arms[name, arguments.seeds[0]], samples=50) for name in (BASELINE, ALIGNED)}
     seconds = {name: time_alone(arguments.output, arm) for name, arm in timed.items()}
-    minutes = (time.perf_counter() - started) / 60
     plot(arguments.output / "convergence.png", rows, arguments.seeds)
     facts = f"{len(splits.train)} images of Fashion-MNIST, from scratch, without classes. Distances are Fréchet "
     facts += f"distances of {arms[BASELINE, arguments.seeds[0]].samples} samples to the {len(splits.held_out)} test "
     facts += "images in the features of a classifier trained on other images, with noise and shifts (accuracy "
     facts += f"{accuracy:.1%})"
-    report = table(rows, arguments, points, facts, minutes, seconds)
+    report = table(rows, arguments, points, facts, seconds)
     if arguments.record:
         write_section("convergence", report)
     console.print(report, markup=False, highlight=False)
@@ -151,7 +149,6 @@ def table(
     arguments: argparse.Namespace,
     points: Sequence[int],
     facts: str,
-    minutes: float,
     seconds: dict[str, dict[str, float]],
 ) -> str:
     """The section of RESULTS.md.
@@ -200,7 +197,7 @@ def table(
             "",
             f"`python benchmarks/convergence.py --images {arguments.images} --steps {points[-1]} --seeds "
             f"{' '.join(map(str, seeds))} --record` · {date.today()} · {platform.machine()}, {cores()} cores, torch "
-            f"{torch.__version__} · {minutes:.0f} minutes",
+            f"{torch.__version__}",
             "",
             f"A DiT of 4.6 M parameters on {facts}; lower is better; mean ± standard deviation over {len(seeds)} "
             f"seeds.{chosen}",

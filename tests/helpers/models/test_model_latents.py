@@ -73,16 +73,24 @@ def test_one_and_four_k_frames_make_one_and_k_latent_frames(
     assert foundation.frame_indices(latent_frames) == seen
 
 
-def test_a_later_latent_frame_does_not_see_earlier_than_its_group(make_foundation: MakeFoundation) -> None:
-    """The frame map: pixel frame 4k changes latent frame k and later ones, none before."""
-    foundation = make_foundation("wan")
-    pixels = random_pixels(9, 16, 16)
-    changed = pixels.clone()
-    changed[:, 4] = 1 - changed[:, 4]
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.is_video])
+def test_a_later_latent_frame_does_not_see_earlier_than_its_group(name: str, make_foundation: MakeFoundation) -> None:
+    """The frame map: pixel frame r k, which the teacher sees for latent frame k, is the last that it covers."""
+    foundation = make_foundation(name)
+    pixels = random_pixels(*CASES[name].pixels)
+    latent_frames = CASES[name].latents[1]
     with torch.no_grad():
-        moved = (foundation.encode_pixels(pixels) - foundation.encode_pixels(changed)).abs().amax((0, 1, 3, 4))
-    assert moved[0] == 0
-    assert moved[1] > 0
+        whole = foundation.encode_pixels(pixels)
+        for latent_frame, pixel_frame in enumerate(foundation.frame_indices(latent_frames)):
+            changed = pixels.clone()
+            changed[:, pixel_frame] = 1 - changed[:, pixel_frame]
+            moved = (whole - foundation.encode_pixels(changed)).abs().amax((0, 1, 3, 4))
+            assert not moved[:latent_frame].any() and moved[latent_frame] > 0, f"latent frame {latent_frame}"
+            if pixel_frame + 1 < len(pixels[0]):
+                changed = pixels.clone()
+                changed[:, pixel_frame + 1] = 1 - changed[:, pixel_frame + 1]
+                moved = (whole - foundation.encode_pixels(changed)).abs().amax((0, 1, 3, 4))
+                assert not moved[: latent_frame + 1].any(), f"latent frame {latent_frame} sees beyond its group"
 
 
 def test_unloaded_components_come_back_when_needed(make_foundation: MakeFoundation) -> None:

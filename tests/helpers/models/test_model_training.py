@@ -88,6 +88,21 @@ def test_the_alignment_trains_adapters_up_to_the_tap_and_none_behind_it(
         assert moved == (index <= TAP), f"block {index}"
 
 
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.prefix == "urepa"])
+def test_the_alignment_trains_a_unets_adapters_up_to_its_middle(
+    name: str, make_foundation: MakeFoundation, tiny_teacher: Path
+) -> None:
+    foundation = aligned(name, make_foundation, tiny_teacher, "lora")
+    _, share, _ = losses(foundation, batch_of(foundation, name))
+    share.backward()
+    moved = {
+        part.partition(".")[0]
+        for part, parameter in foundation.unwrap_model().named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
+    }
+    assert moved == {"down_blocks", "mid_block"}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_checkpointing_changes_no_gradient(name: str, make_foundation: MakeFoundation, tiny_teacher: Path) -> None:
     """Mistake 19: the blocks run twice, and the tokens of the first time are the ones that count."""
