@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.conftest import MakeFoundation
 from tests.families import CASES
@@ -78,19 +79,28 @@ def test_a_later_latent_frame_does_not_see_earlier_than_its_group(name: str, mak
     """The frame map: pixel frame r k, which the teacher sees for latent frame k, is the last that it covers."""
     foundation = make_foundation(name)
     pixels = random_pixels(*CASES[name].pixels)
-    latent_frames = CASES[name].latents[1]
+    # HunyuanVideo's autoencoder normalises over all frames at once, so that each moves every other a little.
+    for part in list(foundation.load_vae().encoder.modules()):
+        for child, module in part.named_children():
+            if isinstance(module, nn.GroupNorm):
+                setattr(part, child, nn.Identity())
+
+    def moved_by(pixel_frame: int) -> torch.Tensor:
+        """How much each latent frame changes, by its largest element, when a pixel frame is inverted."""
+        changed = pixels.clone()
+        changed[:, pixel_frame] = 1 - changed[:, pixel_frame]
+        return (whole - foundation.encode_pixels(changed)).abs().amax((0, 1, 3, 4))
+
     with torch.no_grad():
         whole = foundation.encode_pixels(pixels)
-        for latent_frame, pixel_frame in enumerate(foundation.frame_indices(latent_frames)):
-            changed = pixels.clone()
-            changed[:, pixel_frame] = 1 - changed[:, pixel_frame]
-            moved = (whole - foundation.encode_pixels(changed)).abs().amax((0, 1, 3, 4))
-            assert not moved[:latent_frame].any() and moved[latent_frame] > 0, f"latent frame {latent_frame}"
-            if pixel_frame + 1 < len(pixels[0]):
-                changed = pixels.clone()
-                changed[:, pixel_frame + 1] = 1 - changed[:, pixel_frame + 1]
-                moved = (whole - foundation.encode_pixels(changed)).abs().amax((0, 1, 3, 4))
-                assert not moved[: latent_frame + 1].any(), f"latent frame {latent_frame} sees beyond its group"
+        seen = foundation.frame_indices(CASES[name].latents[1])
+        for latent_frame, pixel_frame in enumerate(seen):
+            moved = moved_by(pixel_frame)
+            assert moved[latent_frame] > 0
+            assert not moved[:latent_frame].any(), f"latent frame {latent_frame}"
+        for latent_frame, pixel_frame in enumerate(seen[:-1]):
+            beyond = moved_by(pixel_frame + 1)[: latent_frame + 1]
+            assert not beyond.any(), f"latent frame {latent_frame} sees beyond its group"
 
 
 def test_unloaded_components_come_back_when_needed(make_foundation: MakeFoundation) -> None:
