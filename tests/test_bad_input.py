@@ -26,6 +26,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from simpletuner.cli import main
+from simpletuner.helpers.data.build import build_caches
+from simpletuner.helpers.training import trainer
 from tests.runs import metrics, run, write_config, write_data
 
 TinyFolder = Callable[[str], Path]
@@ -220,9 +222,8 @@ def test_tracker_that_is_not_installed(command: Command, config: Path) -> None:
     command("check", config, "--report_to", "dvclive").refuses("report_to", "pip install dvclive", "tensorboard")
 
 
-def test_half_precision_on_the_cpu(command: Command, config: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("fp16 is fine on a GPU")
+def test_half_precision_on_the_cpu(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     command("train", config, "--mixed_precision", "fp16").refuses("mixed_precision", "fp16", "bf16 or no")
 
 
@@ -463,16 +464,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(command: Command, config: Path, tmp_
     assert (tmp_path / "run" / f"checkpoint-{stopped}" / "manifest.json").is_file()
 
 
-def test_ctrl_c_before_the_first_step(command: Command, own_data: Path, tmp_path: Path) -> None:
-    def interrupt() -> None:
-        while not (tmp_path / "caches" / "vae").is_dir():
-            os.sched_yield()
+def test_ctrl_c_before_the_first_step(command: Command, own_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        build_caches(*arguments, **options)  # type: ignore[arg-type]
 
-    watcher = threading.Thread(target=interrupt)
-    watcher.start()
+    monkeypatch.setattr(trainer, "build_caches", interrupted)
     outcome = command("train", own_data)
-    watcher.join()
     assert (outcome.code, outcome.errors) == (130, [])
     assert outcome.err.startswith("Stopped before the first step.")
 
