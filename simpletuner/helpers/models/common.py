@@ -107,6 +107,14 @@ class ModelFoundation(TappedModel):
         self._text_pipeline = None
         clear_device_cache(garbage_collection=True)
 
+    def verify(self) -> None:
+        """Says what can't be trained as configured, before anything is cached or loaded; no weights are read.
+
+        Raises:
+            ValueError: names the option and the mend.
+        """
+        _ = self.objective
+
     def load_model(self, max_train_steps: int | None = None) -> nn.Module:
         """Loads the model, adds the LoRA, and makes the regularizers; sets and returns `self.model`.
 
@@ -116,7 +124,7 @@ class ModelFoundation(TappedModel):
         Raises:
             ValueError: the model can't be read, or an option of a regularizer doesn't fit it.
         """
-        _ = self.objective  # says now, not at the first step, where the model can't be trained as configured
+        self.verify()
         subfolder = self.family.model_subfolder
         if self.config.train_from_scratch:
             model = loading.load_random(self.MODEL_CLASS, self.source, subfolder)

@@ -39,8 +39,11 @@ class HidreamFoundation(ImageModelFoundation):
     LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out")
     PIPELINE_ARGUMENTS = MappingProxyType({"text_encoder_4": None, "tokenizer_4": None})
 
-    def load_model(self, max_train_steps: int | None = None) -> nn.Module:
+    def verify(self) -> None:
         loading.require_pipeline(HiDreamImagePipeline, self.source)
+        super().verify()
+
+    def load_model(self, max_train_steps: int | None = None) -> nn.Module:
         model = super().load_model(max_train_steps)
         # With this option the experts run without gradients, and what is trained before them gets wrong ones.
         model.register_to_config(force_inference_output=False)  # type: ignore[operator]

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from simpletuner.helpers.models import loading
@@ -29,9 +29,9 @@ class HunyuanvideoFoundation(VideoModelFoundation):
     IMAGE_STREAM = 0
     TEXT_MASKS = MappingProxyType({"prompt_embeds": "prompt_attention_mask"})
 
-    def load_model(self, max_train_steps: int | None = None) -> nn.Module:
+    def verify(self) -> None:
         loading.require_pipeline(self.PIPELINE_CLASS, self.source)  # image to video has the same model class
-        return super().load_model(max_train_steps)
+        super().verify()
 
     def load_text_encoders(self) -> Any:
         if self._text_pipeline is None:

@@ -31,7 +31,7 @@ class Kandinsky5VideoFoundation(VideoModelFoundation):
     def hidden_size(self) -> int:
         return self.unwrap_model().config.model_dim
 
-    def load_model(self, max_train_steps: int | None = None) -> nn.Module:
+    def verify(self) -> None:
         loading.require_pipeline(self.PIPELINE_CLASS, self.source)  # other tasks have the same model class
         facts = self.model_facts
         if facts.get("attention_type") == "nabla":
@@ -40,7 +40,7 @@ class Kandinsky5VideoFoundation(VideoModelFoundation):
                 "nabla), which needs a compiled FlexAttention that this trainer doesn't set up; take a model with full "
                 "attention, such as the Lite models for 5 seconds."
             )
-        return super().load_model(max_train_steps)
+        super().verify()
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:
         # One by one: the pipeline neither masks nor trims the padding of a batch.

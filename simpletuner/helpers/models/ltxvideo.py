@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from simpletuner.helpers.models import loading
 from simpletuner.helpers.models.common import Batch, TextEmbeds, VideoModelFoundation
@@ -22,10 +22,10 @@ class LtxvideoFoundation(VideoModelFoundation):
     AUTOENCODER_CLASS = AutoencoderKLLTXVideo
     TEXT_MASKS = MappingProxyType({"prompt_embeds": "prompt_attention_mask"})
 
-    def load_model(self, max_train_steps: int | None = None) -> nn.Module:
+    def verify(self) -> None:
         # From 0.9.5 on, frames have other positions and tokens timesteps of their own (LTXConditionPipeline).
         loading.require_pipeline(self.PIPELINE_CLASS, self.source)
-        return super().load_model(max_train_steps)
+        super().verify()
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:
         embeds, mask, _, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)

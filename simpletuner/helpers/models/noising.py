@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import diffusers
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from simpletuner.helpers.training.objectives import DiscreteDiffusion, FlowMatching, Objective, PredictionType
+
+logger = logging.getLogger(__name__)
 
 Facts = dict[str, Any]
 
@@ -28,6 +31,13 @@ def make_objective(
         raise ValueError(f"{unused} is {value:g}, which has no effect on a model of {prediction_type}: remove it.")
     if prediction_type != "flow_matching":
         return DiscreteDiffusion(DDPMScheduler.from_config(facts, prediction_type=prediction_type), snr_gamma)
+    if shift is None and facts.get("use_dynamic_shifting"):
+        logger.warning(
+            "flow_schedule_shift: is not set, and this model's sampler shifts its times by the size of the image. "
+            "Training takes the scheduler's fixed shift, %g; set flow_schedule_shift (3 suits 1024 pixels) to train "
+            "noisier times.",
+            facts.get("shift", 1.0),
+        )
     if shift is None:
         shift = next((facts[name] for name in ("shift", "flow_shift") if name in facts), 1.0)
     return FlowMatching(shift, num_train_timesteps=facts["num_train_timesteps"])

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from simpletuner.helpers.models import loading
@@ -39,10 +39,10 @@ def position_ids(embeds: Tensor, grid: TokenGrid) -> dict[str, Tensor]:
 class PackedImageFoundation(ImageModelFoundation):
     """Latents are `(B, C, h, w)`; pipeline and model exchange them packed. Time goes from 0 to 1."""
 
-    def load_model(self, max_train_steps: int | None = None) -> nn.Module:
+    def verify(self) -> None:
         # Fill, Control, Edit, Layered and other variants have the same model class.
         loading.require_pipeline(self.pipeline_class, self.source)
-        return super().load_model(max_train_steps)
+        super().verify()
 
     def forward(self, prepared_batch: Batch) -> Tensor:
         latents, text = self.noisy_input(prepared_batch), prepared_batch["text"]

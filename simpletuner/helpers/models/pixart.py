@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -18,8 +19,8 @@ from simpletuner.helpers.models.sampling import SampleSettings
 class PixartLike(ModelFoundation):
     """What PixArt shares with Sana and SANA-Video, which follow it: cross-attention to one masked text.
 
-    Captions are encoded as they are, lower-cased: neither cleaned of web addresses and the like, nor preceded by
-    Sana's instruction to the text encoder (`complex_human_instruction`), which is for short prompts.
+    Captions are encoded as the pipelines encode prompts by default: lower-cased, not cleaned of web addresses and the
+    like, and after Sana's instruction to the text encoder; an empty one without it, as where the pipelines guide.
     """
 
     TEXT_MASKS = MappingProxyType({"prompt_embeds": "prompt_attention_mask"})
@@ -30,9 +31,17 @@ class PixartLike(ModelFoundation):
         return 300
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:
-        embeds, mask, _, _ = pipeline.encode_prompt(
-            prompts, do_classifier_free_guidance=False, max_sequence_length=self.text_tokens
-        )
+        def encode(texts: list[str], **instruction: Any) -> tuple[Tensor, Tensor]:
+            return pipeline.encode_prompt(
+                texts, do_classifier_free_guidance=False, max_sequence_length=self.text_tokens, **instruction
+            )[:2]
+
+        call = inspect.signature(type(pipeline).__call__).parameters
+        told = {name: call[name].default for name in ("complex_human_instruction",) if name in call}
+        embeds, mask = encode(prompts, **told)
+        blank = [row for row, prompt in enumerate(prompts) if not prompt.strip()]
+        if told and blank:
+            embeds[blank], mask[blank] = encode([""] * len(blank))
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
     def forward(self, prepared_batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from simpletuner.helpers.models import autoencoder, loading
 from simpletuner.helpers.models.common import TextEmbeds
@@ -22,13 +22,13 @@ class QwenImageFoundation(PackedImageFoundation):
     AUTOENCODER_CLASS = AutoencoderKLQwenImage
     TEXT_MASKS = MappingProxyType({"prompt_embeds": "prompt_embeds_mask"})
 
-    def load_model(self, max_train_steps: int | None = None) -> nn.Module:
+    def verify(self) -> None:
         if self.model_facts.get("guidance_embeds"):
             raise ValueError(
                 f"{loading.SOURCE_OPTION} is {self.source!r}, whose transformer has guidance_embeds, which diffusers' "
                 "class can't run; take a Qwen-Image that is not guidance-distilled."
             )
-        return super().load_model(max_train_steps)
+        super().verify()
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:
         embeds, mask = pipeline.encode_prompt(prompts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
-from torch import nn
 
 from simpletuner.helpers.models import loading
 from simpletuner.helpers.models.common import ImageModelFoundation
@@ -16,6 +15,6 @@ class SanaFoundation(PixartLike, ImageModelFoundation):
     PIPELINE_CLASS = SanaPipeline
     AUTOENCODER_CLASS = AutoencoderDC
 
-    def load_model(self, max_train_steps: int | None = None) -> nn.Module:
+    def verify(self) -> None:
         loading.require_pipeline(self.PIPELINE_CLASS, self.source)  # Sana Sprint is distilled to a few steps
-        return super().load_model(max_train_steps)
+        super().verify()

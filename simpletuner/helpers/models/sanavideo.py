@@ -18,14 +18,15 @@ class SanavideoFoundation(PixartLike, VideoModelFoundation):
     PIPELINE_CLASS = SanaVideoPipeline
     AUTOENCODER_CLASS = AutoencoderKLWan
 
-    def load_vae(self) -> Any:
+    def verify(self) -> None:
+        loading.require_pipeline(self.PIPELINE_CLASS, self.source)  # image to video has the same model class
         named = loading.load_facts(self.AUTOENCODER_CLASS, self.source, "vae").get("_class_name")
         if named != self.AUTOENCODER_CLASS.__name__:
             raise ValueError(
                 f"pretrained_model_name_or_path is {self.source!r}, a SANA-Video whose autoencoder is {named}, with "
                 "other latents and frames than those of the 480p model, which alone is supported."
             )
-        return super().load_vae()
+        super().verify()
 
     def pipeline_arguments(self, text: TextEmbeds, negative: TextEmbeds, settings: SampleSettings) -> dict[str, Any]:
         arguments = super().pipeline_arguments(text, negative, settings)

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from simpletuner.helpers.models import loading
 from simpletuner.helpers.models.common import Batch, ImageModelFoundation, ModelTypes, TextEmbeds
 
 
@@ -19,6 +20,15 @@ class Sd1xFoundation(ImageModelFoundation):
     AUTOENCODER_CLASS = AutoencoderKL
     TINY_AUTOENCODER = "madebyollin/taesd"
     PIPELINE_ARGUMENTS = MappingProxyType({"requires_safety_checker": False})
+
+    def verify(self) -> None:
+        taken, given = self.model_facts.get("in_channels"), self.model_facts.get("out_channels")
+        if taken != given:
+            raise ValueError(
+                f"{loading.SOURCE_OPTION} is {self.source!r}, whose model takes {taken} channels and gives {given}: it "
+                "wants more than noisy latents, as for inpainting. Take a base model."
+            )
+        super().verify()
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:
         embeds, _ = pipeline.encode_prompt(prompts, pipeline.device, 1, do_classifier_free_guidance=False)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from simpletuner.helpers.models import loading
 from simpletuner.helpers.models.common import Batch, ImageModelFoundation, ModelTypes, TextEmbeds
@@ -22,7 +22,7 @@ class SdxlFoundation(ImageModelFoundation):
     TINY_AUTOENCODER = "madebyollin/taesdxl"
     PIPELINE_ARGUMENTS = MappingProxyType({"add_watermarker": False})
 
-    def load_model(self, max_train_steps: int | None = None) -> nn.Module:
+    def verify(self) -> None:
         loading.require_pipeline(self.PIPELINE_CLASS, self.source)
         facts = self.model_facts
         unfit = {
@@ -37,7 +37,7 @@ class SdxlFoundation(ImageModelFoundation):
                     f"pretrained_model_name_or_path is {self.source!r}, a model that {reason}; it can't be trained as "
                     f"{self.NAME}. Take a base model."
                 )
-        return super().load_model(max_train_steps)
+        super().verify()
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:
         embeds, _, pooled, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from simpletuner.helpers.models import loading
 from simpletuner.helpers.models.common import Batch, TextEmbeds, VideoModelFoundation
@@ -20,13 +20,14 @@ class WanFoundation(VideoModelFoundation):
     AUTOENCODER_CLASS = AutoencoderKLWan
     BLOCK_CONTAINERS = ("blocks",)
 
-    def load_model(self, max_train_steps: int | None = None) -> nn.Module:
+    def verify(self) -> None:
+        loading.require_pipeline(self.PIPELINE_CLASS, self.source)  # image to video has the same model class
         if loading.load_facts(self.PIPELINE_CLASS, self.source).get("boundary_ratio") is not None:
             raise ValueError(
                 f"pretrained_model_name_or_path is {self.source!r}, a Wan 2.2 with two "
                 "experts for high and low noise, which can't be trained as one; take Wan 2.1 or Wan 2.2 TI2V-5B."
             )
-        return super().load_model(max_train_steps)
+        super().verify()
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:
         embeds, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS)

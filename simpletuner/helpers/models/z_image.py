@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ZImagePipeline, ZImageTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from simpletuner.helpers.models import loading
 from simpletuner.helpers.models.common import Batch, ImageModelFoundation, TextEmbeds
@@ -33,9 +33,9 @@ class ZImageFoundation(ImageModelFoundation):
         # The image comes first, and is padded to a multiple of 32 tokens; all of a batch have one size.
         return cls.token_grid(call.arguments["x"][0], call.config).tokens
 
-    def load_model(self, max_train_steps: int | None = None) -> nn.Module:
+    def verify(self) -> None:
         loading.require_pipeline(self.pipeline_class, self.source)  # Z-Image Omni has the same model class
-        return super().load_model(max_train_steps)
+        super().verify()
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:
         # The pipeline writes its chat template into the list that it is given.

@@ -92,6 +92,7 @@ class Trainer:
     def setup(self) -> None:
         """Scans and caches the data, loads the model, makes what trains it, and resumes."""
         set_seed(self.config.seed)
+        self.foundation.verify()
         self._setup_data()
         self._setup_model()
         self._setup_optimization()

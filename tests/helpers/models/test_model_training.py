@@ -63,9 +63,10 @@ def test_three_steps_on_one_batch_lower_the_loss(
     batch = batch_of(foundation, name)
     parameters = [*foundation.trainable_parameters(), *projector_of(foundation).parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=5e-4)
-    history = []
+    history, bases = [], []
     for _ in range(3):
-        loss, _, logs = losses(foundation, batch)
+        loss, share, logs = losses(foundation, batch)
+        bases.append((loss - share).item())
         loss.backward()
         assert all(value.isfinite() for value in logs.values())
         assert all(p.grad is not None and p.grad.isfinite().all() for p in projector_of(foundation).parameters())
@@ -73,6 +74,7 @@ def test_three_steps_on_one_batch_lower_the_loss(
         optimizer.zero_grad()
         history.append(loss.item())
     assert history[2] < history[1] < history[0], history
+    assert bases[2] < bases[0], "the model's own loss did not fall: " + str(bases)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.prefix == "crepa"])

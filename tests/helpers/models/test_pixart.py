@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -42,3 +43,22 @@ def test_pixart_alpha_is_told_the_size_of_the_image(make_foundation: MakeFoundat
 def test_the_tiny_autoencoder_is_not_for_pixart_alpha(make_foundation: MakeFoundation) -> None:
     with pytest.raises(ValueError, match="crepa_use_tae is true, but"):
         make_foundation("pixart_alpha").load_tiny_autoencoder()
+
+
+@pytest.mark.parametrize("name", ["sana", "sanavideo"])
+def test_a_prompt_follows_sanas_instruction_and_an_empty_one_does_not(
+    name: str, make_foundation: MakeFoundation
+) -> None:
+    """As the pipelines encode what a user of the trained model writes, and what they guide away from."""
+    foundation = make_foundation(name)
+    dog, empty = (item["prompt_embeds"] for item in foundation.encode_prompts(["dog", ""]))
+    pipeline = foundation.load_text_encoders()
+    default = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
+    assert default
+    for embeds, prompt, instruction in ((dog, "dog", default), (empty, "", None)):
+        expected, mask, _, _ = pipeline.encode_prompt(
+            [prompt], do_classifier_free_guidance=False, complex_human_instruction=instruction
+        )
+        torch.testing.assert_close(embeds, expected[0][mask[0].bool()])
+    plain, mask, _, _ = pipeline.encode_prompt(["dog"], do_classifier_free_guidance=False)
+    assert plain[0][mask[0].bool()].shape != dog.shape

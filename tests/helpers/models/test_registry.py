@@ -51,6 +51,8 @@ def test_a_wan_of_two_experts_is_refused(tiny_folder: Callable[[str], Path], tmp
 @pytest.mark.parametrize(
     ("name", "other"),
     [
+        ("wan", "WanImageToVideoPipeline"),
+        ("sanavideo", "SanaImageToVideoPipeline"),
         ("ltxvideo", "LTXConditionPipeline"),
         ("hunyuanvideo", "HunyuanVideoImageToVideoPipeline"),
         ("kandinsky5_video", "Kandinsky5T2IPipeline"),
@@ -68,8 +70,19 @@ def test_models_of_other_pipelines_are_refused(
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": other}))
     config = Config(model_family=name, pretrained_model_name_or_path=str(folder), mixed_precision="no")
-    with pytest.raises(ValueError, match=f"a model for {other}"):
-        foundation_class(name)(config, Accelerator(cpu=True)).load_model()
+    foundation = foundation_class(name)(config, Accelerator(cpu=True))
+    for refused in (foundation.verify, foundation.load_model):
+        with pytest.raises(ValueError, match=f"a model for {other}"):
+            refused()
+
+
+def test_an_inpainting_unet_is_refused(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder("sd1x"), tmp_path / "sd1x"))
+    facts = folder / "unet" / "config.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"in_channels": 9}))
+    config = Config(model_family="sd1x", pretrained_model_name_or_path=str(folder), mixed_precision="no")
+    with pytest.raises(ValueError, match="takes 9 channels and gives 4"):
+        foundation_class("sd1x")(config, Accelerator(cpu=True)).verify()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -21,4 +21,4 @@ def test_a_sanavideo_with_another_autoencoder_is_refused(
     foundation = make_foundation("sanavideo")
     foundation.source = str(folder)
     with pytest.raises(ValueError, match="whose autoencoder is AutoencoderKLLTX2Video"):
-        foundation.load_vae()
+        foundation.verify()

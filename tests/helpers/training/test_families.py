@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,16 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
     for one, other in zip(*ends, strict=True):
         assert one["loss"] == other["loss"]
         assert f"{CASES[name].prefix}_loss" in one
+
+
+def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_cached(
+    tmp_path: Path, tiny_folder: Callable[[str], Path], tiny_teacher: Path
+) -> None:
+    """Encoding a data set takes hours of a GPU, and what refuses the model is in its JSON."""
+    folder = Path(shutil.copytree(tiny_folder("wan"), tmp_path / "model"))
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"boundary_ratio": 0.875}))
+    options = options_of("wan", tmp_path, folder, tiny_teacher)
+    with pytest.raises(ValueError, match="two experts"):
+        train(Config(**options, output_dir=str(tmp_path / "run")), live=False)
+    assert not (tmp_path / "cache").exists()
