@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +16,8 @@ from simpletuner.configuration.paths import kind_of
 class Family:
     """One row of the registry.
 
-    ``depth`` is the published number of blocks; the real one is the sum of
-    ``depth_keys`` in the model's ``config.json``. ``latent_ratio`` is pixels per latent side, ``patch_size`` latents
+    ``depth`` is the published number of blocks; the real one is the sum of ``depth_keys`` in the model's
+    ``config.json``. ``latent_ratio`` is pixels per latent side, ``patch_size`` latents
     per token side (for a UNet: latents per mid-block cell) and ``patch_key`` its name in ``config.json`` (None where
     a pipeline packs the patches before the model sees them). ``frame_ratio`` is pixel frames per latent frame.
     ``pixel_space_without_vae``: a folder without a ``vae`` is trained on pixels, not refused. ``prediction_types`` is
@@ -119,7 +118,9 @@ def with_local_facts(family: Family, folder: Path) -> Family:
         patch = model.get(family.patch_key) if family.patch_key is not None else family.patch_size
         facts["patch_size"] = _last_side(patch)
         positions = _positive(model.get("pos_embed_max_size"))
-        facts["max_tokens"] = isqrt(positions) if positions is not None and family.positions_of_square else positions
+        if positions is not None and family.positions_of_square:
+            positions = int(positions**0.5)  # of a table that diffusers lays out so; no token grid is guessed
+        facts["max_tokens"] = positions
     vae = folder / "vae" / "config.json"
     if kind_of(vae) == "file":
         facts["latent_ratio"] = _latent_ratio(read_object(vae))

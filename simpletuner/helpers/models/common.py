@@ -46,6 +46,8 @@ class ModelFoundation(TappedModel):
     TINY_AUTOENCODER: ClassVar[str | None] = None
     LORA_TARGETS: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     PIPELINE_ARGUMENTS: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    # Whether models for other tasks, or distilled ones, have the same class and take other inputs: they are refused.
+    ONLY_ITS_PIPELINE: ClassVar[bool] = False
     # Embeddings with as many tokens as a prompt has, and their masks: cached without padding, padded in a batch.
     TEXT_MASKS: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
@@ -113,6 +115,8 @@ class ModelFoundation(TappedModel):
         Raises:
             ValueError: names the option and the mend.
         """
+        if self.ONLY_ITS_PIPELINE:
+            loading.require_pipeline(self.pipeline_class, self.source)
         _ = self.objective
 
     def load_model(self, max_train_steps: int | None = None) -> nn.Module:

@@ -13,7 +13,6 @@ from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVi
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from simpletuner.helpers.models import loading
 from simpletuner.helpers.models.common import Batch, TextEmbeds, VideoModelFoundation
 from simpletuner.helpers.models.sampling import SampleSettings
 
@@ -24,14 +23,11 @@ class HunyuanvideoFoundation(VideoModelFoundation):
     NAME = "hunyuanvideo"
     MODEL_CLASS = HunyuanVideoTransformer3DModel
     PIPELINE_CLASS = HunyuanVideoPipeline
+    ONLY_ITS_PIPELINE = True  # not image to video
     AUTOENCODER_CLASS = AutoencoderKLHunyuanVideo
     BLOCK_CONTAINERS = ("transformer_blocks", "single_transformer_blocks")
     IMAGE_STREAM = 0
     TEXT_MASKS = MappingProxyType({"prompt_embeds": "prompt_attention_mask"})
-
-    def verify(self) -> None:
-        loading.require_pipeline(self.PIPELINE_CLASS, self.source)  # image to video has the same model class
-        super().verify()
 
     def load_text_encoders(self) -> Any:
         if self._text_pipeline is None:

@@ -22,6 +22,7 @@ class Kandinsky5VideoFoundation(VideoModelFoundation):
     NAME = "kandinsky5_video"
     MODEL_CLASS = Kandinsky5Transformer3DModel
     PIPELINE_CLASS = Kandinsky5T2VPipeline
+    ONLY_ITS_PIPELINE = True  # not image to video or to image
     AUTOENCODER_CLASS = AutoencoderKLHunyuanVideo
     BLOCK_CONTAINERS = ("visual_transformer_blocks",)
     LORA_TARGETS = ("to_query", "to_key", "to_value", "self_attention.out_layer", "cross_attention.out_layer")
@@ -32,9 +33,7 @@ class Kandinsky5VideoFoundation(VideoModelFoundation):
         return self.unwrap_model().config.model_dim
 
     def verify(self) -> None:
-        loading.require_pipeline(self.PIPELINE_CLASS, self.source)  # other tasks have the same model class
-        facts = self.model_facts
-        if facts.get("attention_type") == "nabla":
+        if self.model_facts.get("attention_type") == "nabla":
             raise ValueError(
                 f"{loading.SOURCE_OPTION} is {self.source!r}, a Kandinsky 5 with sparse attention (attention_type is "
                 "nabla), which needs a compiled FlexAttention that this trainer doesn't set up; take a model with full "

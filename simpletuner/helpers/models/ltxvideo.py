@@ -8,7 +8,6 @@ from typing import Any
 from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
 from torch import Tensor
 
-from simpletuner.helpers.models import loading
 from simpletuner.helpers.models.common import Batch, TextEmbeds, VideoModelFoundation
 from simpletuner.helpers.models.sampling import SampleSettings
 
@@ -19,13 +18,10 @@ class LtxvideoFoundation(VideoModelFoundation):
     NAME = "ltxvideo"
     MODEL_CLASS = LTXVideoTransformer3DModel
     PIPELINE_CLASS = LTXPipeline
+    # From 0.9.5 on, frames have other positions and tokens timesteps of their own (LTXConditionPipeline).
+    ONLY_ITS_PIPELINE = True
     AUTOENCODER_CLASS = AutoencoderKLLTXVideo
     TEXT_MASKS = MappingProxyType({"prompt_embeds": "prompt_attention_mask"})
-
-    def verify(self) -> None:
-        # From 0.9.5 on, frames have other positions and tokens timesteps of their own (LTXConditionPipeline).
-        loading.require_pipeline(self.PIPELINE_CLASS, self.source)
-        super().verify()
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:
         embeds, mask, _, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)

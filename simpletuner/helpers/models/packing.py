@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from simpletuner.helpers.models import loading
 from simpletuner.helpers.models.common import Batch, ImageModelFoundation, TextEmbeds
 from simpletuner.helpers.models.sampling import SampleSettings
 from simpletuner.helpers.training.alignment.geometry import TokenGrid
@@ -39,10 +38,7 @@ def position_ids(embeds: Tensor, grid: TokenGrid) -> dict[str, Tensor]:
 class PackedImageFoundation(ImageModelFoundation):
     """Latents are `(B, C, h, w)`; pipeline and model exchange them packed. Time goes from 0 to 1."""
 
-    def verify(self) -> None:
-        # Fill, Control, Edit, Layered and other variants have the same model class.
-        loading.require_pipeline(self.pipeline_class, self.source)
-        super().verify()
+    ONLY_ITS_PIPELINE = True  # not Fill, Control, Edit, Layered ...
 
     def forward(self, prepared_batch: Batch) -> Tensor:
         latents, text = self.noisy_input(prepared_batch), prepared_batch["text"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
 
-from simpletuner.helpers.models import loading
 from simpletuner.helpers.models.common import ImageModelFoundation
 from simpletuner.helpers.models.pixart import PixartLike
 
@@ -13,8 +12,5 @@ class SanaFoundation(PixartLike, ImageModelFoundation):
     NAME = "sana"
     MODEL_CLASS = SanaTransformer2DModel
     PIPELINE_CLASS = SanaPipeline
+    ONLY_ITS_PIPELINE = True  # not Sprint, which is distilled to a few steps
     AUTOENCODER_CLASS = AutoencoderDC
-
-    def verify(self) -> None:
-        loading.require_pipeline(self.PIPELINE_CLASS, self.source)  # Sana Sprint is distilled to a few steps
-        super().verify()

@@ -16,10 +16,10 @@ class SanavideoFoundation(PixartLike, VideoModelFoundation):
     NAME = "sanavideo"
     MODEL_CLASS = SanaVideoTransformer3DModel
     PIPELINE_CLASS = SanaVideoPipeline
+    ONLY_ITS_PIPELINE = True  # not image to video
     AUTOENCODER_CLASS = AutoencoderKLWan
 
     def verify(self) -> None:
-        loading.require_pipeline(self.PIPELINE_CLASS, self.source)  # image to video has the same model class
         named = loading.load_facts(self.AUTOENCODER_CLASS, self.source, "vae").get("_class_name")
         if named != self.AUTOENCODER_CLASS.__name__:
             raise ValueError(

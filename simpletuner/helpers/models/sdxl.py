@@ -9,7 +9,6 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from simpletuner.helpers.models import loading
 from simpletuner.helpers.models.common import Batch, ImageModelFoundation, ModelTypes, TextEmbeds
 
 
@@ -18,12 +17,12 @@ class SdxlFoundation(ImageModelFoundation):
     MODEL_TYPE = ModelTypes.UNET
     MODEL_CLASS = UNet2DConditionModel
     PIPELINE_CLASS: ClassVar[Any] = StableDiffusionXLPipeline
+    ONLY_ITS_PIPELINE = True  # not the refiner, not inpainting
     AUTOENCODER_CLASS = AutoencoderKL
     TINY_AUTOENCODER = "madebyollin/taesdxl"
     PIPELINE_ARGUMENTS = MappingProxyType({"add_watermarker": False})
 
     def verify(self) -> None:
-        loading.require_pipeline(self.PIPELINE_CLASS, self.source)
         facts = self.model_facts
         unfit = {
             "has no input for the pooled text and the image's sizes": facts.get("addition_embed_type") != "text_time",

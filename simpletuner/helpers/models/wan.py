@@ -17,11 +17,11 @@ class WanFoundation(VideoModelFoundation):
     NAME = "wan"
     MODEL_CLASS = WanTransformer3DModel
     PIPELINE_CLASS = WanPipeline
+    ONLY_ITS_PIPELINE = True  # not image to video
     AUTOENCODER_CLASS = AutoencoderKLWan
     BLOCK_CONTAINERS = ("blocks",)
 
     def verify(self) -> None:
-        loading.require_pipeline(self.PIPELINE_CLASS, self.source)  # image to video has the same model class
         if loading.load_facts(self.PIPELINE_CLASS, self.source).get("boundary_ratio") is not None:
             raise ValueError(
                 f"pretrained_model_name_or_path is {self.source!r}, a Wan 2.2 with two "

@@ -9,7 +9,6 @@ import torch
 from diffusers import AutoencoderKL, ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor
 
-from simpletuner.helpers.models import loading
 from simpletuner.helpers.models.common import Batch, ImageModelFoundation, TextEmbeds
 from simpletuner.helpers.models.sampling import SampleSettings
 from simpletuner.helpers.utils.hidden_state_buffer import ForwardCall
@@ -19,6 +18,7 @@ class ZImageFoundation(ImageModelFoundation):
     NAME = "z_image"
     MODEL_CLASS = ZImageTransformer2DModel
     PIPELINE_CLASS = ZImagePipeline
+    ONLY_ITS_PIPELINE = True  # not Omni
     AUTOENCODER_CLASS = AutoencoderKL
     TINY_AUTOENCODER = "madebyollin/taef1"
     BLOCK_CONTAINERS = ("noise_refiner", "layers")
@@ -32,10 +32,6 @@ class ZImageFoundation(ImageModelFoundation):
     def image_tokens(cls, call: ForwardCall) -> int:
         # The image comes first, and is padded to a multiple of 32 tokens; all of a batch have one size.
         return cls.token_grid(call.arguments["x"][0], call.config).tokens
-
-    def verify(self) -> None:
-        loading.require_pipeline(self.pipeline_class, self.source)  # Z-Image Omni has the same model class
-        super().verify()
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:
         # The pipeline writes its chat template into the list that it is given.

@@ -5,7 +5,6 @@ They work in any training loop: create one, `attach_to_model`, capture the hidde
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -82,14 +81,9 @@ class UrepaRegularizer(AlignmentRegularizer[UrepaOptions]):
             projectors[layer] = super()._make_projector()
         return projectors
 
-    def _student(
-        self,
-        hidden_states: Tensor | Mapping[str, Tensor],
-        grid: TokenGrid | None,
-        features: Tensor | None,
-        feature_grid: TokenGrid | None,
-    ) -> tuple[dict[str, Tensor], TokenGrid]:
-        layers = self._layers(hidden_states)
+    def _as_tokens(
+        self, layers: dict[str, Tensor], grid: TokenGrid | None
+    ) -> tuple[dict[str, Tensor], TokenGrid | None]:
         if isinstance(self.projector, nn.ModuleDict) and set(layers) != set(self.projector):
             raise ValueError(
                 f"urepa_align_layers is {', '.join(self.projector)}, but hidden states of {', '.join(layers)} were "
@@ -97,7 +91,7 @@ class UrepaRegularizer(AlignmentRegularizer[UrepaOptions]):
             )
         first = next(iter(layers.values()))
         if first.ndim != 4:
-            return super()._student(hidden_states, grid, features, feature_grid)
+            return layers, grid
         if grid is None:
             grid = self.student_grid(first)
         for layer, maps in layers.items():

@@ -263,10 +263,9 @@ class AlignmentRegularizer(Generic[Options]):
         feature_grid: TokenGrid | None,
     ) -> tuple[dict[str, Tensor], TokenGrid]:
         """Student tokens `(B, T, N, D)` by layer, and their grid."""
-        layers = self._layers(hidden_states)
-        first = next(iter(layers.values()))
+        layers, grid = self._as_tokens(self._layers(hidden_states), grid)
         if grid is None:
-            grid = self._implied_grid(first, features, feature_grid)
+            grid = self._implied_grid(next(iter(layers.values())), features, feature_grid)
         return {layer: split_frames(tokens, grid) for layer, tokens in layers.items()}, grid
 
     def _layers(self, hidden_states: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -274,6 +273,12 @@ class AlignmentRegularizer(Generic[Options]):
         if isinstance(hidden_states, Tensor):
             return {"": hidden_states}
         return {name.removeprefix("layer_"): states for name, states in hidden_states.items()}
+
+    def _as_tokens(
+        self, layers: dict[str, Tensor], grid: TokenGrid | None
+    ) -> tuple[dict[str, Tensor], TokenGrid | None]:
+        """Captured states as tokens, and their grid if their shape or the caller tells it."""
+        return layers, grid
 
     def _implied_grid(self, tokens: Tensor, features: Tensor | None, feature_grid: TokenGrid | None) -> TokenGrid:
         """The grid of tokens that come without one: the teacher's if they are as many; else of an image a square.
