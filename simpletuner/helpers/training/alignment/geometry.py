@@ -110,8 +110,9 @@ def resample_tokens(tokens: Tensor, grid: TokenGrid, target: TokenGrid) -> Tenso
             _linear_weights(source, wanted, grid.offset, target.offset, tokens.device, tokens.dtype)
             for source, wanted in ((grid.height, target.height), (grid.width, target.width))
         )
-        maps = tokens.unflatten(2, (grid.height, grid.width))
-        tokens = torch.einsum("yh,xw,bthwd->btyxd", rows, columns, maps).flatten(2, 3)
+        # One after the other: given all three, einsum may multiply the two matrices out first.
+        maps = torch.einsum("yh,bthwd->btywd", rows, tokens.unflatten(2, (grid.height, grid.width)))
+        tokens = torch.einsum("xw,btywd->btyxd", columns, maps).flatten(2, 3)
     return tokens
 
 
@@ -120,12 +121,13 @@ def _linear_weights(
     source: int, target: int, source_offset: float, target_offset: float, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """`(target, source)`: linear interpolation along a side, triangle-filtered where it shrinks."""
-    scale = source / target
-    index = torch.arange(source, dtype=torch.float64)
-    centres = (torch.arange(target, dtype=torch.float64) + 0.5 + target_offset) * scale - 0.5 - source_offset
-    distance = (centres.clamp(0, source - 1)[:, None] - index[None, :]).abs()
-    weights = (1 - distance / max(scale, 1.0)).clamp(min=0)
-    return (weights / weights.sum(1, keepdim=True)).to(device, dtype)
+    with torch.inference_mode(False):  # what a teacher asked for first serves a student's backward pass too
+        scale = source / target
+        index = torch.arange(source, dtype=torch.float64)
+        centres = (torch.arange(target, dtype=torch.float64) + 0.5 + target_offset) * scale - 0.5 - source_offset
+        distance = (centres.clamp(0, source - 1)[:, None] - index[None, :]).abs()
+        weights = (1 - distance / max(scale, 1.0)).clamp(min=0)
+        return (weights / weights.sum(1, keepdim=True)).to(device, dtype)
 
 
 def teacher_input_size(

@@ -5,19 +5,25 @@ Tokens are `(B, T, N, D)`: batch, frames, tokens a frame, width. The student car
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-# Rows of a Gram matrix held at once, backward pass included; bounds the memory of the direct form at GRAM_ROWS · N
-# floats a sample.
+# Bounds of the memory that the manifold term works in, whatever the number of tokens and samples. Rows and columns of a
+# block of a Gram matrix: large enough for a matrix product at full speed.
 GRAM_ROWS = 1024
+# Elements of any tensor made for the samples that are worked on at once. Many small samples go together, or a GPU would
+# wait for launches; no more than 8 MiB, beyond which a CPU is slower (caches, fresh pages).
+ELEMENTS = 2**21
 
 
 def normalise(tokens: Tensor) -> Tensor:
     """L2-normalises the last axis, in fp32 or better."""
-    return F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
+    return F.normalize(tokens.to(_precise(tokens.dtype)), dim=-1)
 
 
 def spatial_norm(tokens: Tensor, alpha: float) -> Tensor:
@@ -25,7 +31,7 @@ def spatial_norm(tokens: Tensor, alpha: float) -> Tensor:
 
     `(y - alpha · mean over tokens) / (std over tokens + 1e-6)`, shapes kept.
     """
-    tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    tokens = tokens.to(_precise(tokens.dtype))
     mean = tokens.mean(-2, keepdim=True)
     std = tokens.std(-2, keepdim=True, unbiased=False)
     return (tokens - alpha * mean) / (std + 1e-6)
@@ -88,44 +94,108 @@ def manifold_loss(student: Tensor, teacher: Tensor) -> Tensor:
     `mean over pairs (i, j) of (<y_i, y_j> - <h_i, h_j>)²` with y, h the L2-normalised tokens of student and teacher.
     The printed equation has a sign that would maximise the mismatch; this is a distance, to be minimised.
 
+    With Y, H the N×D matrices of tokens, `E = YYᵀ - HHᵀ` and `L = Σ E²`, the gradient is `dL/dY = 4 E Y`. The loss is a
+    scalar, so the gradient is made along with it and backward only scales it: nothing but one tensor of the student's
+    shape waits for backward. For equal widths, with `A = (Y - H)/2` and `S = Y + H`, `E = ASᵀ + SAᵀ`, which unlike the
+    difference of two Gram matrices doesn't cancel when student and teacher nearly agree. E is either built in blocks
+    (2 N²D multiply-adds with the gradient) or never (5 ND²), whichever is cheaper.
+
     Args:
-        student: `(..., N, D)`.
-        teacher: `(..., N, D')`; D' may differ from D.
+        student: `(..., N, D)`. It alone carries the gradient, and only once (there is no second derivative).
+        teacher: `(..., N, D')`, a constant; D' may differ from D.
 
     Returns:
-        The mean over the leading axes, a scalar.
+        The mean over the leading axes, a scalar in fp32 (fp64 for fp64), also under autocast.
     """
-    student, teacher = normalise(student).flatten(0, -3), normalise(teacher).flatten(0, -3)
-    tokens = student.shape[-2]
-    if tokens > 2 * student.shape[-1] and student.shape[-1] == teacher.shape[-1]:
-        total = _gram_distance_by_features(student, teacher)
-    else:
-        total = _gram_distance_by_tokens(student, teacher)
-    return total / (student.shape[0] * tokens * tokens)
+    student = student.reshape(-1, *student.shape[-2:])
+    teacher = teacher.detach().reshape(-1, *teacher.shape[-2:])
+    with torch.autocast(student.device.type, enabled=False):
+        if torch.is_grad_enabled() and student.requires_grad:
+            return _ManifoldLoss.apply(student, teacher)
+        return _manifold(student, teacher, None)
 
 
-def _gram_distance_by_tokens(student: Tensor, teacher: Tensor) -> Tensor:
-    """`Σ ‖YYᵀ - HHᵀ‖²` over samples, a bounded number of rows at a time."""
+class _ManifoldLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        gradient = student.new_zeros(student.shape, dtype=_precise(student.dtype))
+        value = _manifold(student, teacher, gradient)
+        ctx.save_for_backward(gradient)
+        ctx.dtype = student.dtype
+        return value
 
-    def part(y: Tensor, h: Tensor) -> Tensor:
-        return (y @ student.transpose(1, 2) - h @ teacher.transpose(1, 2)).square().sum()
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        # Kept in full precision until it is scaled: it may be too small for fp16 before a loss scaler's factor.
+        return (upstream * gradient).to(ctx.dtype), None
 
-    rows = list(zip(student.split(GRAM_ROWS, 1), teacher.split(GRAM_ROWS, 1), strict=True))
-    if len(rows) == 1:
-        return part(*rows[0])
-    return torch.stack([checkpoint(part, y, h, use_reentrant=False) for y, h in rows]).sum()
+
+def _manifold(student: Tensor, teacher: Tensor, gradient: Tensor | None) -> Tensor:
+    """The loss of `(B, N, D)` and `(B, N, D')`; its gradient is written into `gradient`, zeros, unless that is None."""
+    samples, tokens, width = student.shape
+    by_features = width == teacher.shape[2] and 2 * tokens > 5 * width
+    add_up = _by_features if by_features else _by_tokens
+    largest = max(tokens * width, tokens * teacher.shape[2], 0 if by_features else min(tokens, GRAM_ROWS) ** 2)
+    at_once = max(1, ELEMENTS // largest)
+    pairs = samples * tokens * tokens
+    value = student.new_zeros((), dtype=_precise(student.dtype))
+    for start in range(0, samples, at_once):
+        part = slice(start, start + at_once)
+        x = student[part].to(value.dtype)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(1e-12)  # as in `normalise`
+        y, own = x / length, None if gradient is None else gradient[part]
+        value += add_up(y, normalise(teacher[part]).to(y.dtype), own)
+        if own is not None:  # from EY to the gradient of the tokens before they were normalised
+            own.addcmul_(y, (own * y).sum(-1, keepdim=True), value=-1).mul_(4 / pairs / length)
+    return value / pairs
 
 
-def _gram_distance_by_features(student: Tensor, teacher: Tensor) -> Tensor:
-    """The same in D×D products, for N > 2 D.
+def _by_tokens(y: Tensor, h: Tensor, product: Tensor | None) -> Tensor:
+    """`Σ E²`, by pairs of row blocks of E, which is symmetric; EY is added to `product`."""
+    same_width = y.shape[2] == h.shape[2]
+    if same_width:
+        a, s = _half_difference_and_sum(y, h)
+    tokens = y.shape[1]
+    rows = math.ceil(tokens / math.ceil(tokens / GRAM_ROWS))  # blocks of much the same size
+    blocks = [slice(start, start + rows) for start in range(0, tokens, rows)]
+    value = y.new_zeros(())
+    for index, i in enumerate(blocks):
+        for j in blocks[index:]:
+            if not same_width:
+                e = (y[:, i] @ y[:, j].mT).baddbmm_(h[:, i], h[:, j].mT, alpha=-1)
+            elif i == j:
+                e = a[:, i] @ s[:, i].mT
+                e = e + e.mT
+            else:
+                e = (a[:, i] @ s[:, j].mT).baddbmm_(s[:, i], a[:, j].mT)
+            if product is not None:
+                product[:, i].baddbmm_(e, y[:, j])
+                if i != j:
+                    product[:, j].baddbmm_(e.mT, y[:, i])
+            value.add_(e.square_().sum(), alpha=1 if i == j else 2)
+    return value
 
-    With A = Y - H and S = Y + H, `YYᵀ - HHᵀ = (ASᵀ + SAᵀ)/2`, hence `‖·‖² = (<AᵀA, SᵀS> + <AᵀS, SᵀA>)/2`. Unlike
-    `‖YᵀY‖² + ‖HᵀH‖² - 2‖YᵀH‖²` this doesn't cancel when student and teacher nearly agree.
-    """
-    difference, total = student - teacher, student + teacher
-    cross = difference.transpose(1, 2) @ total
-    within = (difference.transpose(1, 2) @ difference) * (total.transpose(1, 2) @ total)
-    return (within.sum() + (cross * cross.transpose(1, 2)).sum()) / 2
+
+def _by_features(y: Tensor, h: Tensor, product: Tensor | None) -> Tensor:
+    """The same in D×D products: `Σ E² = 2 <AᵀA, SᵀS> + 2 <AᵀS, SᵀA>` and `EY = A (SᵀY) + S (AᵀY)`, `Y = A + S/2`."""
+    a, s = _half_difference_and_sum(y, h)
+    aa, ss, cross = a.mT @ a, s.mT @ s, a.mT @ s
+    value = 2 * ((aa * ss).sum() + (cross * cross.mT).sum())
+    if product is not None:
+        product.baddbmm_(a, ss.mul_(0.5).add_(cross.mT)).baddbmm_(s, aa.add_(cross, alpha=0.5))
+    return value
+
+
+def _half_difference_and_sum(y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """A and S; S takes the place of H."""
+    difference = (y - h).mul_(0.5)
+    return difference, h.add_(y)
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def sample_manifold_loss(student: Tensor, teacher: Tensor) -> Tensor:

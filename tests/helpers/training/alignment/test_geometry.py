@@ -171,3 +171,13 @@ def test_offsets_say_where_a_cells_features_are_centred(offset: float) -> None:
     ramp = shifted_position.expand(8, 8).reshape(1, 1, 64, 1)
     out = resample_tokens(ramp, shifted, plain).view(16, 16)
     torch.testing.assert_close(out[:, 2:14], position[2:14].expand(16, 12))
+
+
+def test_weights_that_a_teacher_asked_for_first_serve_a_student() -> None:
+    """They are remembered, and a tensor made in inference mode can't be kept for a backward pass."""
+    grid, target = TokenGrid(1, 3, 7), TokenGrid(1, 11, 5)
+    with torch.inference_mode():
+        resample_tokens(torch.randn(1, 1, 21, 4), grid, target)
+    student = torch.randn(1, 1, 21, 4, requires_grad=True)
+    resample_tokens(student, grid, target).square().sum().backward()
+    assert student.grad is not None
