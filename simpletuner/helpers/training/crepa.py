@@ -63,6 +63,11 @@ class UrepaRegularizer(AlignmentRegularizer[UrepaOptions]):
 
     cell_offset = 0.0
 
+    @property
+    def _chunks(self) -> int:
+        compares_samples = self.options.manifold_weight != 0 and self.options.manifold_scope == "sample"
+        return 1 if compares_samples else super()._chunks
+
     def attach_to_model(self, model: nn.Module) -> Self:
         """As of any regularizer; and looks up where the UNet's cells are centred."""
         self.cell_offset = mid_block_offset(model)

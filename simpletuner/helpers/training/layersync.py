@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from simpletuner.configuration.alignment import LayersyncOptions, read_options
+from simpletuner.helpers.training.alignment.eager import CHUNKS, differentiated
 from simpletuner.helpers.training.alignment.losses import layer_cosine
 from simpletuner.helpers.utils.hidden_state_buffer import layer_key
 
@@ -57,7 +58,11 @@ class LayerSyncRegularizer:
         if not self.wants_hidden_states():
             return None, None
         student, teacher = (hidden_states[layer_key(layer)] for layer in self.layers)
+
+        def weighted(rows: slice, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            similarity = layer_cosine(tokens, teacher[rows])
+            return -self.options.lambda_ * similarity, {"layersync_similarity": similarity.detach()}
+
         with torch.autocast(student.device.type, enabled=False):
-            similarity = layer_cosine(student, teacher)
-        loss = -self.options.lambda_ * similarity
-        return loss, {"layersync_loss": loss.detach(), "layersync_similarity": similarity.detach()}
+            loss, logs = differentiated(weighted, [student], chunks=CHUNKS)
+        return loss, {"layersync_loss": loss.detach()} | logs

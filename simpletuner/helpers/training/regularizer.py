@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from simpletuner.configuration.alignment import AlignmentOptions, IrepaOptions, read_options
+from simpletuner.helpers.training.alignment.eager import CHUNKS, differentiated
+from simpletuner.helpers.training.alignment.encoders import describe_encoder
 from simpletuner.helpers.training.alignment.geometry import (
     TokenGrid,
     meeting_grid,
@@ -32,6 +34,7 @@ from simpletuner.helpers.training.alignment.schedule import (
 from simpletuner.helpers.training.alignment.teachers import Teacher, make_teacher
 
 Logs = dict[str, Tensor]
+MEASURE_EVERY = 10  # steps between two measurements of the similarity while a recoverable cutoff holds
 Options = TypeVar("Options", bound=AlignmentOptions)
 
 
@@ -81,6 +84,7 @@ class AlignmentRegularizer(Generic[Options]):
         self._teacher: Teacher | None = None
         self._meter = SimilarityMeter()
         self._step = 0
+        self._measured: int | None = None  # the last step whose similarity was measured
         self._attached_to: nn.Module | None = None
 
     @property
@@ -109,8 +113,18 @@ class AlignmentRegularizer(Generic[Options]):
     _frames_batch_size = -1
 
     @property
+    def _chunks(self) -> int:
+        """How many parts a batch is compared in; see `differentiated`."""
+        return CHUNKS
+
+    @property
     def teacher_width(self) -> int:
-        """D_teacher, which the projector maps to."""
+        """D_teacher, which the projector maps to; the foundation knows it where features are cached."""
+        cached = getattr(self.foundation, "feature_width", None)
+        if cached is not None:
+            return cached
+        if self.options.is_zero and self._teacher is None:  # it will never be asked
+            return describe_encoder(self.options.encoder).width
         return self.teacher.width
 
     @property
@@ -152,9 +166,22 @@ class AlignmentRegularizer(Generic[Options]):
             delattr(self._attached_to, self.projector_name)
             self._attached_to = None
 
-    def wants_hidden_states(self) -> bool:
-        """Whether the next step needs the student's hidden states; False for good once the loss is off for good."""
-        return self.enabled and not self.scheduler.finished(self._step)
+    @property
+    def finished(self) -> bool:
+        """Whether the loss is off for good: nothing of it is needed any more but its place in checkpoints."""
+        return not self.enabled or self.scheduler.finished(self._step)
+
+    def wants_hidden_states(self, step: int | None = None) -> bool:
+        """Whether a step needs the student's hidden states; without `step`, the one that has begun.
+
+        False once the loss is off for good; while a recoverable cutoff holds, True in one step of `MEASURE_EVERY`.
+        """
+        if step is not None:
+            self.begin_step(step)
+        if self.finished or not self.scheduler.is_cut_off(self._step):
+            return not self.finished
+        since = None if self._measured is None else self._step - self._measured
+        return since is None or since == 0 or since >= MEASURE_EVERY
 
     def compute_loss(
         self,
@@ -182,10 +209,13 @@ class AlignmentRegularizer(Generic[Options]):
 
         Returns:
             The loss to add and its logs (detached, on the device); `(None, None)` when the loss is off. While a
-            recoverable cutoff holds, `(None, logs)`: the similarity goes on being measured.
+            recoverable cutoff holds, `(None, logs)` in the steps in which the similarity is measured.
         """
+        was_wanted = self.wants_hidden_states()  # what a loop was told that asked before this step began
         self.begin_step(step)
         if not self.wants_hidden_states():
+            return self._idle(), None
+        if hidden_states is None and not was_wanted:
             return self._idle(), None
         if hidden_states is None:
             raise ValueError(f"{self.prefix}: hidden_states is None although wants_hidden_states() is True.")
@@ -200,14 +230,21 @@ class AlignmentRegularizer(Generic[Options]):
             states, grid = self._student(hidden_states, grid, frame_features, feature_grid)
             teacher, feature_grid = self._teacher_tokens(grid, frame_features, feature_grid, pixels, latents, vae)
             weight = self.scheduler.coefficient(step)
-            parts = [self._align(tokens, grid, teacher, feature_grid, layer) for layer, tokens in states.items()]
-            objective, similarity, logs = _average(parts)
-            loss = weight * objective
+
+            def weighted(rows: slice, *students: Tensor) -> tuple[Tensor, Logs]:
+                layers = zip(students, states, strict=True)
+                parts = [self._align(tokens, grid, teacher[rows], feature_grid, layer) for tokens, layer in layers]
+                objective, similarity, logs = _average(parts)
+                return weight * objective, logs | {"similarity": similarity}
+
+            loss, logs = differentiated(
+                weighted, list(states.values()), list(self.projector.parameters()), chunks=self._chunks
+            )
         if training:  # cutoffs are about the training: an evaluation without gradient doesn't count
-            self._meter.add(similarity)
+            self._meter.add(logs["similarity"])
+            self._measured = step
         logs |= {
             "loss": loss.detach(),
-            "similarity": similarity,
             "weight": torch.tensor(weight),
             "cutoff": torch.tensor(float(measure_only)),
         }
@@ -245,7 +282,7 @@ class AlignmentRegularizer(Generic[Options]):
         if ready is not None:
             self.scheduler.observe(*ready)
         self._step = step
-        if self.scheduler.finished(step):
+        if self.finished:
             self._teacher = None  # its memory is free again
 
     def _idle(self) -> Tensor | None:
@@ -320,10 +357,7 @@ class AlignmentRegularizer(Generic[Options]):
                 features = features[:, None]
             if feature_grid is None:
                 feature_grid = self._implied_feature_grid(features, grid)
-            features = split_frames(features, feature_grid)
-            if self.irepa.enabled:
-                features = spatial_norm(features, self.irepa.spatial_norm_alpha)
-        return features, feature_grid
+        return split_frames(features, feature_grid), feature_grid
 
     def _implied_feature_grid(self, features: Tensor, grid: TokenGrid) -> TokenGrid:
         """The grid of features that come without one: the student's if they are as many, else of squares a square."""
@@ -359,7 +393,9 @@ class AlignmentRegularizer(Generic[Options]):
         """
         assert self.projector is not None
         projector = self.projector[layer] if isinstance(self.projector, nn.ModuleDict) else self.projector
-        student = project(projector, tokens, grid)
+        student, teacher = project(projector, tokens, grid), teacher.float()
+        if self.irepa.enabled:
+            teacher = spatial_norm(teacher, self.irepa.spatial_norm_alpha)
         if student.shape[-1] != teacher.shape[-1]:
             raise ValueError(
                 f"{self.prefix}: the projector gives width {student.shape[-1]} but the teacher's features have "
@@ -371,9 +407,7 @@ class AlignmentRegularizer(Generic[Options]):
                 "can't stand for a clip."
             )
         target = meeting_grid(grid, feature_grid, self.options.token_resample)
-        return self._compare(
-            resample_tokens(student, grid, target), resample_tokens(teacher.float(), feature_grid, target)
-        )
+        return self._compare(resample_tokens(student, grid, target), resample_tokens(teacher, feature_grid, target))
 
     def _compare(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Logs]:
         """The loss before its coefficient, the mean similarity in [-1, 1] (detached), and logs of its own."""
@@ -386,6 +420,7 @@ class AlignmentRegularizer(Generic[Options]):
             "scheduler": self.scheduler.state_dict(),
             "meter": self._meter.state_dict(),
             "step": self._step,
+            "measured": self._measured,
             "teacher": {} if self._teacher is None else self._teacher.state_dict(),
         }
 
@@ -405,8 +440,8 @@ class AlignmentRegularizer(Generic[Options]):
                 ) from error
         self.scheduler.load_state_dict(state["scheduler"])
         self._meter.load_state_dict(state["meter"])
-        self._step = state["step"]
-        if state["teacher"]:
+        self._step, self._measured = state["step"], state.get("measured")
+        if state["teacher"] and getattr(self.foundation, "feature_width", None) is None:
             self.teacher.load_state_dict(state["teacher"])
 
 

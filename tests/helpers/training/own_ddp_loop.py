@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from simpletuner.helpers.training.alignment.losses import manifold_loss, sample_manifold_loss
 from simpletuner.helpers.training.crepa import CrepaRegularizer
 
-STEPS = 12
+STEPS = 40
 
 
 def own_loop(mode: str, accelerator: Accelerator) -> list[str]:

@@ -260,12 +260,16 @@ def test_a_recoverable_cutoff_goes_on_measuring_without_gradient() -> None:
     )
     regularizer.projector = nn.Identity()
     near, far = tensor(1, 16, 6, seed=1), tensor(1, 16, 6, seed=2)
-    losses = []
-    for step, student in enumerate([near, near, near, far, far, far, far]):
-        loss, logs = regularizer.compute_loss(student.requires_grad_(), frame_features=near.detach(), step=step)
-        assert logs is not None
-        losses.append(None if loss is None else round(logs["crepa_weight"].item(), 3))
-    assert losses == [0.5, 0.5, None, None, None, 0.5, 0.5]
+    weights: dict[int, float] = {}
+    for step in range(25):
+        student = (near if step < 8 else far).requires_grad_()
+        loss, logs = regularizer.compute_loss(student, frame_features=near.detach(), step=step)
+        assert (logs is not None) == regularizer.wants_hidden_states()
+        if logs is not None:
+            weights[step] = logs["crepa_weight"].item()
+            assert (loss is None) == (weights[step] == 0)
+    # Cut off from step 2 on, as step 0 showed; measured ten steps later, which counts when the next one is over.
+    assert weights == {0: 0.5, 1: 0.5, 11: 0.0} | dict.fromkeys(range(13, 25), 0.5)
 
 
 def test_the_state_restores_projector_and_schedule_bit_for_bit() -> None:

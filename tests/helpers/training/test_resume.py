@@ -49,7 +49,7 @@ def config(tmp_path: Path, tiny_folder: Callable[[str], Path], tiny_teacher: Pat
         crepa_encoder_image_size=56,
         crepa_scheduler="cosine",
         crepa_warmup_steps=2,
-        crepa_similarity_threshold=0.3,
+        crepa_similarity_threshold=0.25,
         crepa_similarity_ema_decay=0.8,
     )
 

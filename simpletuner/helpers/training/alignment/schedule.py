@@ -96,11 +96,11 @@ class Plateau:
         if self.total_steps <= 0:
             raise ValueError("plateau_stop scales with the run: max_train_steps must be above 0.")
 
-    def reached(self, step: int, similarity: float) -> bool:
-        """Takes in one step's similarity; whether the rule holds after it."""
+    def reached(self, step: int, similarity: float, steps: int = 1) -> bool:
+        """Takes in a similarity that stands for `steps` steps up to this one; whether the rule holds after it."""
         residual = 1 - similarity
-        self.fast = _ema(self.fast, residual, _decay(self.total_steps * FAST_SPAN))
-        self.slow = _ema(self.slow, residual, _decay(self.total_steps * SLOW_SPAN))
+        self.fast = _ema(self.fast, residual, _decay(self.total_steps * FAST_SPAN) ** steps)
+        self.slow = _ema(self.slow, residual, _decay(self.total_steps * SLOW_SPAN) ** steps)
         if step < self.warmup * self.total_steps:
             return False
         return self.slow - self.fast < self.tolerance * self.slow
@@ -139,6 +139,7 @@ class AlignmentScheduler:
     similarity_ema: float | None = None
     cut_off: bool = False
     ramp_from: int | None = None
+    last_observed: int | None = None
 
     def coefficient(self, step: int) -> float:
         """What the loss is multiplied by at the 0-based `step`."""
@@ -156,12 +157,17 @@ class AlignmentScheduler:
         return for_good or 0 < self.cutoff_step <= step or self._ramp(step) == 0 or self.schedule.is_zero_from(step)
 
     def observe(self, step: int, similarity: float) -> None:
-        """Takes in the similarity measured at `step`, and switches on or off what follows from it."""
-        self.similarity_ema = _ema(self.similarity_ema, similarity, self.ema_decay)
+        """Takes in the similarity measured at `step`, and switches on or off what follows from it.
+
+        It stands for the steps since the last one that was measured, so that averages keep their span.
+        """
+        steps = 1 if self.last_observed is None else max(step - self.last_observed, 1)
+        self.last_observed = step
+        self.similarity_ema = _ema(self.similarity_ema, similarity, self.ema_decay**steps)
         if self.threshold is not None:
             reached = self.similarity_ema >= self.threshold
             self.cut_off = reached or (self.cut_off and self.mode == "permanent")
-        if self.plateau is not None and self.ramp_from is None and self.plateau.reached(step, similarity):
+        if self.plateau is not None and self.ramp_from is None and self.plateau.reached(step, similarity, steps):
             self.ramp_from = step
 
     def _ramp(self, step: int) -> float:
@@ -171,7 +177,8 @@ class AlignmentScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """What was learnt from the run so far; plain numbers."""
-        state: dict[str, Any] = {name: getattr(self, name) for name in ("similarity_ema", "cut_off", "ramp_from")}
+        names = ("similarity_ema", "cut_off", "ramp_from", "last_observed")
+        state: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.plateau is not None:
             state |= {"fast": self.plateau.fast, "slow": self.plateau.slow}
         return state
@@ -181,6 +188,7 @@ class AlignmentScheduler:
         self.similarity_ema = state["similarity_ema"]
         self.cut_off = state["cut_off"]
         self.ramp_from = state["ramp_from"]
+        self.last_observed = state.get("last_observed")
         if self.plateau is not None:
             self.plateau.fast, self.plateau.slow = state.get("fast"), state.get("slow")
 

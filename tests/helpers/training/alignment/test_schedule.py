@@ -168,3 +168,19 @@ def test_the_meter_comes_back_in_the_middle_of_a_step() -> None:
         each.add(torch.tensor(0.7))
     assert resumed.close(1) == meter.close(1)
     assert resumed.close(2) == meter.close(2)
+
+
+def test_averages_keep_their_span_where_only_some_steps_are_measured() -> None:
+    every, some = (
+        AlignmentScheduler(CoefficientSchedule(), plateau=Plateau(1000), ema_decay=0.9, threshold=1.0) for _ in "ab"
+    )
+    for step in range(40):
+        every.observe(step, 0.1 if step == 0 else 0.5)
+    for step in (0, 1, 9, 19, 39):
+        some.observe(step, 0.1 if step == 0 else 0.5)
+    assert some.similarity_ema == pytest.approx(every.similarity_ema)
+    assert every.plateau is not None and some.plateau is not None
+    assert (some.plateau.fast, some.plateau.slow) == (
+        pytest.approx(every.plateau.fast),
+        pytest.approx(every.plateau.slow),
+    )
