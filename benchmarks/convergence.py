@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import platform
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
@@ -111,13 +112,15 @@ def finished(arm: Arm) -> bool:
 
 
 def time_alone(output: Path, arm: Arm) -> dict[str, float]:
-    """Seconds of a step, and of computing the teacher's features, with nothing else running."""
+    """Seconds of a step and of what precedes the first one, caches included, with nothing else running."""
     folder = output / f"timed-{arm.name}"
-    options = arm.options | {"output_dir": str(folder), "max_train_steps": TIMED_STEPS}
+    shutil.rmtree(folder, ignore_errors=True)
+    changes = {"output_dir": str(folder), "cache_dir": str(folder / "cache"), "max_train_steps": TIMED_STEPS}
+    options = arm.options | changes
     alone = replace(arm, name=folder.name, options=options, measure_at=[TIMED_STEPS], probe=False)
     run_arms([alone], at_once=1, on_progress=lambda running: None)
     (row,) = read_measures(alone)
-    return {"step": row["seconds"] / TIMED_STEPS, "features": row["feature_seconds"]}
+    return {"step": row["seconds"] / TIMED_STEPS, "setup": row["setup_seconds"]}
 
 
 Rows = dict[tuple[str, int], list[dict[str, Any]]]
@@ -155,7 +158,7 @@ def table(
 
     Args:
         facts: what was measured on what, for the introduction.
-        seconds: of a step and of the teacher's features, by arm.
+        seconds: of a step and of what precedes the first one, by arm.
     """
     seeds: Sequence[int] = arguments.seeds
     lines = ["| | " + " | ".join(f"step {step}" for step in points) + " |", "|---|" + "---:|" * len(points)]
@@ -188,7 +191,7 @@ def table(
     verdict = "never for some seed" if math.isinf(average) else f"{average:.0%} of the steps on average"
     holds = "holds" if average <= TARGET else "does not hold"
     step_ratio = seconds[ALIGNED]["step"] / seconds[BASELINE]["step"]
-    features = seconds[ALIGNED]["features"] / (seconds[BASELINE]["step"] * points[-1])
+    features = (seconds[ALIGNED]["setup"] - seconds[BASELINE]["setup"]) / (seconds[BASELINE]["step"] * points[-1])
     wall = [share * step_ratio for share in reached]
     chosen = "" if TUNING_SEED in seeds else " Options and this judge were chosen on another seed."
     return "\n".join(

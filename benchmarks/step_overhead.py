@@ -1,0 +1,113 @@
+"""What alignment costs in a training step: with cached features, after its end, and with the encoder in the step.
+
+python benchmarks/step_overhead.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from figures import Figure, interleaved, median, median_ratio, run_alone
+from memory import mebibytes, peak_memory
+from runs import TEACHER, Run, Shape, transformer, unet, write_teacher
+from torch.utils.flop_counter import FlopCounterMode
+
+REPEATS = {"cpu": 7, "cuda": 50}
+REPA: dict[str, Any] = {"crepa_enabled": True, "crepa_block_index": 4}
+UREPA: dict[str, Any] = {"urepa_enabled": True, "urepa_manifold_weight": 3.0}
+
+
+def measure(device: torch.device) -> list[Figure]:
+    batch = 8 if device.type == "cpu" else 64
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        encoder = write_teacher(root / "teacher", "vit_small_patch14_dinov2")
+        in_step = REPA | {"crepa_encoder": str(encoder), "crepa_encoder_image_size": 224, "crepa_feature_cache": False}
+        name = "REPA, 12 blocks × 384"
+        figures = _compared(name, transformer(batch), root / "sd3", device, REPA, at_most=1.03, in_step=in_step)
+        name = "U-REPA, UNet with a 16×16 middle"
+        return figures + _compared(name, unet(max(1, batch // 8)), root / "sd1x", device, UREPA, at_most=1.05)
+
+
+def _compared(
+    name: str,
+    shape: Shape,
+    folder: Path,
+    device: torch.device,
+    options: dict[str, Any],
+    *,
+    at_most: float,
+    in_step: dict[str, Any] | None = None,
+) -> list[Figure]:
+    ended: dict[str, Any] = {f"{shape.prefix}_cutoff_step": 1}
+    runs = {
+        "without": Run(shape, folder, device),
+        "cached": Run(shape, folder, device, **options),
+        "ended": Run(shape, folder, device, **options, **ended),
+    }
+    if in_step is not None:
+        runs["in step"] = Run(shape, folder, device, cached=False, **in_step)
+    seconds = interleaved({key: run.step for key, run in runs.items()}, repeats=REPEATS[device.type], device=device)
+    times = ", ".join(f"{key} {1000 * median(values):.0f} ms" for key, values in seconds.items())
+    shape_tapped, tapped = runs["cached"].tapped()
+    floor = 1 + _alignment_flops(shape, runs["cached"], shape_tapped) / _flops(runs["without"].step)
+    figures = [
+        Figure(
+            f"{name}: step from the cache / without",
+            median_ratio(seconds, "cached", "without"),
+            at_most=at_most,
+            floor=floor,
+            note=times,
+        ),
+        Figure(
+            f"{name}: step after the cutoff / without",
+            median_ratio(seconds, "ended", "without"),
+            at_most=1.01,
+            floor=1.0,
+        ),
+    ]
+    if in_step is not None:
+        ratio = median_ratio(seconds, "in step", "cached")
+        figures.append(Figure(f"{name}: step with a ViT-S/14 at 224 in it / from the cache", ratio))
+    return figures + _memory(name, runs, device, tapped, 1.5 if shape.prefix == "crepa" else None)
+
+
+def _memory(name: str, runs: dict[str, Run], device: torch.device, tapped: int, at_most: float | None) -> list[Figure]:
+    """The peak of a step against `tapped` bytes of hidden states, and what the projector holds between steps."""
+    without, cached = (peak_memory(runs[key].step, device) for key in ("without", "cached"))
+    held = sum(4 * parameter.nbytes for parameter in runs["cached"].projector)  # weights, gradients, AdamW's averages
+    note = f"{mebibytes(cached - without)} more than {mebibytes(without)}; tapped {mebibytes(tapped)}"
+    return [
+        Figure(
+            f"{name}: more memory at the peak of a step, beyond batch and projector / tapped tensors",
+            (cached - without) / tapped,
+            at_most=at_most,
+            floor=1 + sum(parameter.nbytes for parameter in runs["cached"].projector) / tapped,
+            note=note,
+        ),
+        Figure(f"{name}: the projector with its gradients and optimizer state", held / 2**20, "MiB"),
+        Figure(f"{name}: the batch's features", runs["cached"].feature_bytes / 2**20, "MiB"),
+    ]
+
+
+def _flops(step: Callable[[], None]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def _alignment_flops(shape: Shape, run: Run, tapped: torch.Size) -> float:
+    """The projector's six operations a weight and token, and for U-REPA half of two Gram matrices and a gradient."""
+    count, teacher = shape.latents[0], shape.teacher.tokens
+    width = tapped[1] if len(tapped) == 4 else tapped[-1]
+    projector = 6.0 * tapped.numel() / width * sum(parameter.numel() for parameter in run.projector)
+    manifold = 4.0 * count * teacher**2 * TEACHER.width if shape.prefix == "urepa" else 0.0
+    return projector + manifold
+
+
+if __name__ == "__main__":
+    run_alone(measure, __doc__)
