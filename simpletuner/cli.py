@@ -58,6 +58,24 @@ def train(arguments: argparse.Namespace, options: list[str]) -> int:
     return run_training(config)
 
 
+def cache(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Encode the data of a configuration before training; `accelerate launch` splits the work over processes.
+
+    Reads what is there already and makes only what is missing or damaged.
+    """
+    config = _valid_config(arguments, options)
+    if config is None:
+        return CONFIGURATION_ERROR
+    from simpletuner.helpers.training.run import run_caching
+
+    return run_caching(config, rebuild=arguments.rebuild)
+
+
+def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_argument(parser)
+    parser.add_argument("--rebuild", action="store_true", help="replace the cached teacher features by new ones")
+
+
 def demo(arguments: argparse.Namespace, options: list[str]) -> int:
     """Train a small model with and without REPA, in a few minutes on a CPU."""
     from simpletuner.demo import run_demo
@@ -130,6 +148,7 @@ def _add_json_argument(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = {
     "train": Command("train a model", train, add_config_argument, takes_options=True),
+    "cache": Command("encode the data before training", cache, _add_cache_arguments, takes_options=True),
     "demo": Command("see what REPA does, in a few minutes on a CPU", demo, _add_demo_arguments),
     "check": Command("check a configuration without loading weights", check, add_config_argument, takes_options=True),
     "families": Command("list the model families that can be trained", list_families, _add_json_argument),

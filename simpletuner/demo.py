@@ -115,7 +115,6 @@ def _arms(output: Path, splits: Splits, steps: int, seed: int, samples: int) -> 
     shared: dict[str, Any] = {"max_train_steps": steps, "seed": seed, "report_to": "tensorboard"}
     measuring: dict[str, Any] = {
         "measure_at": sorted({step * steps // STEPS for step in MEASURE_AT} - {0}),
-        "features": "own",
         "tap": REPA["crepa_block_index"],
         "samples": samples,
         "threads": max(1, cores() // 2),

@@ -399,7 +399,7 @@ def test_disk_full_while_caching(command: Command, own_data: Path, tmp_path: Pat
     with disk_with_room_for(500):
         command("train", own_data).refuses("cache_dir", "files.jsonl", "Free space or set another folder")
     with disk_with_room_for(3000):
-        command("train", own_data).refuses("cache_dir", ".safetensors", "what is cached so far is kept")
+        command("train", own_data).refuses("cache_dir", "can't write to", "what is cached so far is kept")
     assert command("train", own_data).code == 0
 
 
@@ -433,7 +433,7 @@ def test_image_that_broke_after_the_scan(command: Command, own_data: Path, tmp_p
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     flags = ["--crepa_enabled", "--crepa_encoder", tiny_teacher, "--crepa_encoder_image_size", "56"]
     outcome = command("train", own_data, *flags, "--output_dir", tmp_path / "other")
-    outcome.refuses(".png: is no image", "mend or remove it", code=1)
+    outcome.refuses(".png: is no image", "mend or remove it")
 
 
 # Other runs

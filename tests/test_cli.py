@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from simpletuner.cli import COMMANDS, MOST_SEED, main
 from simpletuner.configuration.general import MAX_SEED
+from tests.helpers.data.caches import contents
+from tests.runs import metrics, run, write_config
 
 EXAMPLES = Path(__file__).parents[1] / "config" / "examples"
 
@@ -144,3 +151,111 @@ def test_families_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["families"]) == 0
     printed = capsys.readouterr().out
     assert "kandinsky5_video" in printed and "64×64 at 1024²" in printed
+
+
+# Caching
+
+
+class Cached(NamedTuple):
+    config: Path
+    caches: Path
+    done: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str], Path], tiny_teacher: Path) -> Cached:
+    """A configuration with REPA, what `simpletuner cache` made of it, and what it said."""
+    root = tmp_path_factory.mktemp("cached")
+    options = {"crepa_enabled": True, "crepa_encoder": str(tiny_teacher), "crepa_encoder_image_size": 56}
+    config = write_config(root, tiny_folder("sd3"), **options)
+    return Cached(config, root / "caches", run("-m", "simpletuner.cli", "cache", "--config", str(config)))
+
+
+@pytest.fixture
+def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For commands that run here: nothing of theirs stays."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def made(lines: str) -> dict[str, int]:
+    """What a run says is cached: the number of records of each kind."""
+    found = re.findall(r"^Cached (\d+) (\w+) in .*, [\d.,]+ MiB\.$", lines, re.MULTILINE)
+    return {kind: int(count) for count, kind in found}
+
+
+EVERYTHING = {"latents": 7, "text": 8, "features": 7}  # of 7 images with captions, and the empty prompt
+
+
+def test_cache_makes_all_that_training_reads_and_says_so(cached: Cached) -> None:
+    assert cached.done.returncode == 0, cached.done.stderr
+    assert made(cached.done.stderr) == EVERYTHING
+    assert "7 samples need teacher features: " in cached.done.stderr
+    assert cached.done.stdout == "" and "warning" not in cached.done.stderr
+    assert len(contents(cached.caches)) == 3
+    assert not (cached.config.parent / "run").exists()  # nothing was trained
+
+
+@pytest.mark.usefixtures("own_process")
+def test_cache_makes_nothing_twice(cached: Cached, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(cached.caches)
+    assert main(["cache", "--config", str(cached.config)]) == 0
+    said = capsys.readouterr().err
+    assert made(said) == EVERYTHING and "need teacher features" not in said
+    assert contents(cached.caches) == before
+
+
+@pytest.mark.usefixtures("own_process")
+@pytest.mark.parametrize("command", ["cache", "train"])
+def test_another_teachers_cache_is_refused(
+    command: str, cached: Cached, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(cached.caches)
+    flags = ["--crepa_encoder_image_size", "84", "--output_dir", str(tmp_path / "run")]
+    assert main([command, "--config", str(cached.config), *flags]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and "size is 84 here and 56 there (see crepa_encoder_image_size)" in error
+    assert "simpletuner cache --rebuild" in error
+    assert contents(cached.caches) == before
+
+
+@pytest.mark.usefixtures("own_process")
+def test_rebuild_replaces_the_features(cached: Cached, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    caches = Path(shutil.copytree(cached.caches, tmp_path / "caches"))
+    before = contents(caches)
+    flags = ["--cache_dir", str(caches), "--crepa_encoder_image_size", "84"]
+    assert main(["cache", "--config", str(cached.config), *flags, "--rebuild"]) == 0
+    assert made(capsys.readouterr().err) == EVERYTHING
+    changed = [path.relative_to(caches) for path, content in contents(caches).items() if before[path] != content]
+    assert {path.parts[0] for path in changed} == {"features"}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main(["cache", "--config", str(cached.config), *flags]) == 0
+
+
+@pytest.mark.usefixtures("own_process")
+def test_training_reads_the_cache_and_never_loads_the_teacher(
+    cached: Cached, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher has the weights that the cache was made with, but can't be loaded with what its config says now."""
+    encoder = Path(shutil.copytree(tiny_teacher, tmp_path / "encoder"))
+    facts = json.loads((encoder / "config.json").read_text())
+    facts["model_args"]["depth"] += 1
+    (encoder / "config.json").write_text(json.dumps(facts))
+    before = contents(cached.caches)
+    flags = ["--crepa_encoder", str(encoder), "--max_train_steps", "2", "--output_dir", str(tmp_path / "run")]
+    assert main(["train", "--config", str(cached.config), *flags]) == 0, capsys.readouterr().err
+    rows = metrics(tmp_path)
+    assert len(rows) == 2 and all(-1 <= row["crepa_similarity"] <= 1 for row in rows)
+    assert contents(cached.caches) == before
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    flags[-1] = str(tmp_path / "other")
+    assert main(["train", "--config", str(cached.config), *flags, "--crepa_feature_cache", "false"]) == 2
+    assert str(encoder) in capsys.readouterr().err
+
+
+def test_only_cache_can_rebuild(cached: Cached, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", str(cached.config), "--rebuild"]) == 2
+    assert "rebuild" in capsys.readouterr().err

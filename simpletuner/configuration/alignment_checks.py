@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from simpletuner.configuration.alignment import AlignmentOptions, CrepaOptions
 from simpletuner.configuration.config import Config
-from simpletuner.configuration.encoders import encoder_patch, unknown_encoder
+from simpletuner.configuration.encoders import encoder_patch, encoder_width, unknown_encoder
 from simpletuner.configuration.family import Family
 from simpletuner.configuration.problems import Problem, warning
 
@@ -195,14 +195,19 @@ def sample_manifold(config: Config, family: Family | None) -> Problems:
 
 
 def feature_cache(config: Config, family: Family | None) -> Problems:
-    """Teacher features can't be cached yet."""
+    """Features decoded from latents aren't cached, and a whitening lowers the teacher's width."""
     for options in _enabled(config):
         if isinstance(options, CrepaOptions) and options.feature_source == "backbone":
             continue
-        for name in ("feature_cache", "feature_cache_dtype", "feature_cache_dim"):
-            if getattr(options, name) != type(options).model_fields[name].default:
-                message = "has no effect: teacher features are encoded in the step, there is no cache of them yet"
-                yield warning(options.key(name), message, "Remove it.")
+        if options.use_tae:
+            for name in ("feature_cache_dtype", "feature_cache_dim"):
+                if getattr(options, name) != type(options).model_fields[name].default:
+                    message = f"has no effect: with {options.key('use_tae')} features are made in the step"
+                    yield warning(options.key(name), message, f"Remove it, or {options.key('use_tae')}.")
+        dim, width = options.feature_cache_dim, encoder_width(options.encoder)
+        if dim is not None and width is not None and dim > width:
+            message = f"{dim} is more than the width of {options.encoder}, {width}"
+            yield Problem(options.key("feature_cache_dim"), message, "Use 128, or remove it to keep the whole width.")
 
 
 def _enabled(config: Config) -> Iterator[AlignmentOptions]:

@@ -15,7 +15,7 @@ alignment_option = partial(option, tab="Training", section="Loss functions")
 
 Projector = Literal["linear", "mlp", "conv", "conv_gn"]
 Resample = Literal["smaller", "student", "teacher"]
-CacheType = Literal["bf16", "fp16", "int8"]
+CacheType = Literal["bf16", "fp16", "fp32", "int8"]
 
 RESAMPLE_HELP = (
     "Where the two token grids meet if they differ: smaller brings the larger grid down, student brings the teacher to "
@@ -76,13 +76,13 @@ class AlignmentOptions(PrefixedOptions):
     feature_cache: bool = alignment_option(
         True,
         depends_on="{encoder}",
-        help="Reads teacher features from a cache on disk where one has been built, instead of encoding in the step. "
-        "No cache can be built yet: until then pixels are encoded in the step.",
+        help="Encodes the data once, before the training, and reads the teacher's features from disk: then a step "
+        "costs next to nothing more. Off: the teacher encodes the pixels in every step.",
     )
     feature_cache_dtype: CacheType = alignment_option(
         "bf16",
         depends_on="{x}_feature_cache",
-        help="Number format of cached features. int8 halves the disk space of bf16 and fp16.",
+        help="Number format of cached features. int8 halves the disk space of bf16 and fp16; fp32 is for checking.",
     )
     feature_cache_dim: int | None = alignment_option(
         None,
@@ -155,3 +155,8 @@ class AlignmentOptions(PrefixedOptions):
         depends_on="{x}_plateau_stop",
         help="Share of the run before which no plateau is looked for.",
     )
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the weight is 0 in every step."""
+        return self.lambda_ == 0 and (self.scheduler == "constant" or self.lambda_end == 0)

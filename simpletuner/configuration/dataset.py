@@ -71,6 +71,15 @@ class DatasetEntry(OptionGroup):
     crop_aspect: Literal["square", "preserve"] = _entry(
         "preserve", depends_on="crop", help="preserve keeps the aspect ratio (in buckets); square cuts to squares."
     )
+    crop_style: Literal["center"] = _entry(
+        "center",
+        depends_on="crop",
+        help="Which part of an image is kept: its centre. What is cached is one cut of each image, so there is no "
+        "random one.",
+    )
+    horizontal_flip: bool = _entry(
+        False, help="Shows every file mirrored too, as a sample of its own with latents and features of its own."
+    )
     repeats: int = _entry(0, ge=0, help="Times that the data set is repeated in an epoch. 0 shows each file once.")
     video: VideoOptions = _entry(VideoOptions(), depends_on="dataset_type=video", help="How clips are cut.")
     cache_dir_vae: str | None = _entry(None, help="Folder of this data set's latents. None uses cache_dir.")

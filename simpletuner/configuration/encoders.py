@@ -10,6 +10,7 @@ from simpletuner.configuration.paths import kind_of, local_path, looks_like_path
 from simpletuner.configuration.validation import nearest
 
 DINOV2 = [f"dinov2_vit{size}14{registers}" for size in "sblg" for registers in ("", "_reg")]
+WIDTHS = {"s": 384, "b": 768, "l": 1024, "g": 1536}
 NAMED_ENCODERS = [*DINOV2, "efficientnet_lite0"]
 
 
@@ -17,6 +18,12 @@ def encoder_patch(name: str) -> int | None:
     """The side of the encoder's patch in pixels, if the name tells: 14 for dinov2_vitb14."""
     match = re.fullmatch(r"dinov2_vit[sblg](14)(?:_reg)?", name) or re.search(r"^timm/.*patch(\d+)", name)
     return int(match[1]) if match else None
+
+
+def encoder_width(name: str) -> int | None:
+    """The width of the encoder's tokens, if the name tells."""
+    match = re.fullmatch(r"dinov2_vit([sblg])14(?:_reg)?", name)
+    return WIDTHS[match[1]] if match else None
 
 
 def unknown_encoder(name: str) -> tuple[str, str] | None:

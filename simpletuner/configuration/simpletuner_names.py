@@ -85,7 +85,7 @@ xm_selection_scope xm_training_target
 # Keys of its data sets, beside those that are options too.
 _DATASET_KEYS = """
 audio cache_dir cache_file_suffix caption_filter_list clear_cache_on_restart conditioning conditioning_data
-conditioning_type crop_style default description disable_validation hash_filenames huggingface ignore_epochs
+conditioning_type default description disable_validation hash_filenames huggingface ignore_epochs
 image_embeds is_regularisation_data is_regularization_data maximum_aspect_ratio metadata_backend minimum_aspect_ratio
 parquet probability scan_for_errors slider_strength source_dataset_id text_embeds vae_cache_clear_each_epoch
 """

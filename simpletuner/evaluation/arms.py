@@ -22,8 +22,9 @@ from torch import Tensor
 from simpletuner.configuration import Config
 from simpletuner.evaluation.classifier import load_classifier
 from simpletuner.evaluation.datasets import read_class_folders
-from simpletuner.evaluation.judge import CHUNK, Judge
+from simpletuner.evaluation.judge import Judge
 from simpletuner.helpers.models.taps import Batch, FeatureSource
+from simpletuner.helpers.training.alignment.feature_cache import unpack
 from simpletuner.helpers.training.alignment.geometry import TokenGrid
 from simpletuner.helpers.training.alignment.teachers import Teacher, make_teacher
 from simpletuner.helpers.training.ema import averaged_weights
@@ -49,8 +50,7 @@ class Arm:
         data: folder with `train` and `held_out`, images by class, and the classifier.
         size, channels: of the images: their side in pixels, and 1 or 3.
         measure_at: after which steps to measure.
-        features: where the teacher's features come from: "step" encodes the pixels in the step, as any run does;
-            "own" computes each image's features once before; "other" gives each image those of another: the control.
+        features: whose features the teacher gives an image: its "own", or those of an "other" one: the control.
         tap, conditional, samples, denoising, probe: see `Judge`.
         threads: CPU threads of the process.
     """
@@ -60,7 +60,7 @@ class Arm:
     data: str
     size: int
     measure_at: list[int]
-    features: str = "step"
+    features: str = "own"
     tap: int = 1
     conditional: bool = True
     samples: int = 500
@@ -79,15 +79,12 @@ def run_arm(arm: Arm) -> None:
     """Trains and measures one arm; writes `measures.jsonl` and samples beside what the trainer writes."""
     torch.set_num_threads(arm.threads)
     _forget_earlier_run(arm)
-    trainer = Trainer(Config(**arm.options), live=False)
+    trainer, since = Trainer(Config(**arm.options), live=False), time.perf_counter()
     trainer.setup()
-    teacher = measuring_teacher(trainer, arm)
-    foundation, since = trainer.foundation, time.perf_counter()
-    if foundation.alignment is not None and arm.features != "step":
-        foundation.feature_source = precomputed_features(
-            trainer, foundation.alignment.teacher, other=arm.features == "other"
-        )
-    feature_seconds = time.perf_counter() - since
+    setup_seconds = time.perf_counter() - since
+    teacher, foundation = measuring_teacher(trainer, arm), trainer.foundation
+    if foundation.alignment is not None and arm.features == "other":
+        foundation.feature_source = others_features(trainer)
     train, held_out = (
         read_class_folders(Path(arm.data) / part, size=arm.size, channels=arm.channels)
         for part in ("train", "held_out")
@@ -118,41 +115,33 @@ def run_arm(arm: Arm) -> None:
         model.train()
         torch.save(samples[:SAMPLES_KEPT].clone(), arm.folder / f"samples-{trainer.step}.pt")
         with (arm.folder / MEASURES_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(measures) | {"feature_seconds": feature_seconds}) + "\n")
+            file.write(json.dumps(asdict(measures) | {"setup_seconds": setup_seconds}) + "\n")
         since = time.perf_counter()
 
     trainer.run(on_step)
 
 
 def measuring_teacher(trainer: Trainer, arm: Arm) -> Teacher:
-    """The teacher that measures, the same for every arm; the run's own where that is the same."""
-    alignment, options, image_size = trainer.foundation.alignment, trainer.config.crepa, arm.size * TEACHER_SCALE
-    own = (options.feature_source, options.encoder, options.encoder_image_size)
-    if alignment is not None and own == ("encoder", TEACHER, image_size):
-        return alignment.teacher
-    teacher = make_teacher(TEACHER, image_size=image_size)
+    """The teacher that measures, the same for every arm."""
+    teacher = make_teacher(TEACHER, image_size=arm.size * TEACHER_SCALE)
     teacher.standardise(trainer.statistics_batches())
     return teacher
 
 
-def precomputed_features(trainer: Trainer, teacher: Teacher, *, other: bool) -> FeatureSource:
-    """A feature source that holds every training image's teacher features, in fp16; with `other`, another image's.
+def others_features(trainer: Trainer) -> FeatureSource:
+    """A feature source that gives every training image the cached teacher features of another image.
 
     Which other one is fixed for the whole run: the next in one cycle through a random order of the images.
     """
-    samples, parts = trainer.samples, []
-    for first in range(0, len(samples), CHUNK):
-        features, grid = _encode(teacher, torch.cat([s.pixels() for s in samples[first : first + CHUNK]]))
-        parts.append(features.half())
-    table = torch.cat(parts)
-    rows = torch.arange(len(samples))
-    if other:
-        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
-        rows[order] = order.roll(1)
-    row_of = {sample.id: int(row) for sample, row in zip(samples, rows, strict=True)}
+    cache, samples = trainer.foundation.features, trainer.samples
+    assert cache is not None
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
+    other = {samples[row].id: samples[after] for row, after in zip(order, order[1:] + order[:1], strict=True)}
 
     def source(prepared_batch: Batch) -> tuple[Tensor, TokenGrid]:
-        return table[[row_of[name] for name in prepared_batch["sample_ids"]]].float(), grid
+        chosen = [other[name] for name in prepared_batch["sample_ids"]]
+        features = torch.stack([unpack(cache.record(sample).read()) for sample in chosen])
+        return features, cache.grid(chosen[0])
 
     return source
 

@@ -92,7 +92,18 @@ def test_good_configurations_have_no_problem(problems_of: Check, options: dict[s
         ({**BACKBONE, "crepa_teacher_block_index": 8}, "crepa_teacher_block_index", "error", "is the student's block"),
         ({**BACKBONE, "crepa_teacher_block_index": 7}, "crepa_teacher_block_index", "warning", "shallower"),
         ({**CREPA, "crepa_encoder": "timm/"}, "crepa_encoder", "error", "no known encoder"),
-        ({**CREPA, "crepa_feature_cache": False}, "crepa_feature_cache", "warning", "there is no cache of them yet"),
+        (
+            {**CREPA, "crepa_feature_cache_dim": 2048},
+            "crepa_feature_cache_dim",
+            "error",
+            "more than the width of dinov2_",
+        ),
+        (
+            {**CREPA, "crepa_use_tae": True, "crepa_feature_cache_dim": 128},
+            "crepa_feature_cache_dim",
+            "warning",
+            "features are made in the step",
+        ),
         (
             {**CREPA, "crepa_cutoff_step": 50, "crepa_warmup_steps": 100},
             "crepa_cutoff_step",

@@ -30,7 +30,7 @@ def test_entries_as_simpletuner_writes_them(tmp_path: Path) -> None:
     loaded, problems = load(tmp_path, entry(tmp_path, crop_style="center", repeats=2), clips, embeds, off)
     assert [item.id for item in loaded] == ["mine", "clips"]
     assert (loaded[0].repeats, loaded[0].video.num_frames, loaded[1].video.num_frames) == (2, 49, 17)
-    assert set(problems) == {"data.json: mine.crop_style", "data.json: text.dataset_type"}
+    assert set(problems) == {"data.json: text.dataset_type"}
     assert all(line.startswith("warning") for line in problems.values())
 
 
@@ -45,6 +45,7 @@ def test_entries_as_simpletuner_writes_them(tmp_path: Path) -> None:
         ({"caption_strategy": "instanceprompt"}, "instance_prompt", "is not set"),
         ({"caption_strategy": "metadata"}, "metadata_file", "no such file"),
         ({"type": "aws"}, "type", "one of: local"),
+        ({"crop_style": "random"}, "crop_style", "one of: center"),
         ({"video": {"num_frames": 0}}, "video.num_frames", "at least 1"),
         ({"video": {"framez": 9}}, "video.framez", "is no option"),
         ({"dataset_type": "video", "video": {"min_frames": 50}}, "video.min_frames", "every clip would be left out"),

@@ -14,17 +14,19 @@ from torch.utils.data import DataLoader, Dataset
 from simpletuner.configuration.config import Config
 from simpletuner.helpers.data.build import EMPTY_PROMPT
 from simpletuner.helpers.data.errors import DatasetError
+from simpletuner.helpers.data.features import FeatureCache
 from simpletuner.helpers.data.records import Records
 from simpletuner.helpers.data.sampler import BucketBatchSampler, Draw
 from simpletuner.helpers.data.samples import Sample
 
 
 class TrainingDataset(Dataset[dict[str, Any]]):
-    """Cached latents and text embeddings, with real pixels only where a teacher needs them.
+    """Cached latents and text embeddings, with cached features or real pixels only where a teacher is asked.
 
     Args:
         frame_indices: from a number of latent frames to the pixel frames that the teacher sees, ascending (a
             foundation's ``frame_indices``); None gives no pixels.
+        features: where the teacher's features are cached; None gives none.
     """
 
     def __init__(
@@ -33,12 +35,14 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         config: Config,
         *,
         frame_indices: Callable[[int], Sequence[int]] | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
         self.samples = samples
         # Asked now, so that no model has to travel to the processes that load.
         lengths = {sample.latent_frames for sample in samples}
         self._frames = None if frame_indices is None else {length: list(frame_indices(length)) for length in lengths}
         self._records = Records(config, samples)
+        self._features = features
         self._dropout = config.caption_dropout_probability
         self._seed = config.seed
 
@@ -49,8 +53,9 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         """One sample, without a batch dimension.
 
         Returns ``latents`` ``(C, h, w)`` or ``(C, t, h, w)``, ``text`` (tensors by name), ``caption`` (empty where
-        dropped), ``sample_id``, ``original_size``, ``crop`` and ``target_size`` (height, width or top, left), and
-        ``pixels`` ``(T, 3, H, W)`` in [0, 1] if asked for: exactly those that became the latents.
+        dropped), ``sample_id``, ``original_size``, ``crop`` and ``target_size`` (height, width or top, left);
+        if asked for ``pixels`` ``(T, 3, H, W)`` in [0, 1], exactly those that became the latents, or ``features``
+        (as they are packed) with ``feature_grid``.
 
         Raises ``DatasetError`` for a cache record that is missing or damaged, or a file that broke.
         """
@@ -68,6 +73,9 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         }
         if self._frames is not None:
             item["pixels"] = sample.pixels(self._frames[sample.latent_frames])
+        if self._features is not None:
+            item["features"] = self._features.record(sample).read()
+            item["feature_grid"] = self._features.grid(sample)
         return item
 
 
@@ -80,8 +88,9 @@ def drops_caption(probability: float, seed: int, epoch: int, sample_id: str) -> 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stacks samples of one bucket; ``text`` stays a list, because only the foundation knows how it is padded.
 
-    Returns ``latents``, ``pixels`` (if there are any), ``original_sizes``, ``crops``, ``target_sizes`` with the batch
-    first, and the lists ``sample_ids``, ``captions`` and ``text``.
+    Returns ``latents``, ``pixels`` and ``features`` (if there are any; packed, with their one ``feature_grid``),
+    ``original_sizes``, ``crops``, ``target_sizes`` with the batch first, and the lists ``sample_ids``, ``captions``
+    and ``text``.
     """
 
     def stacked(name: str) -> Tensor:
@@ -98,6 +107,10 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     if "pixels" in items[0]:
         batch["pixels"] = stacked("pixels")
+    if "features" in items[0]:
+        packed = [item["features"] for item in items]
+        batch["features"] = {name: torch.stack([part[name] for part in packed]) for name in packed[0]}
+        batch["feature_grid"] = items[0]["feature_grid"]
     return batch
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -19,8 +19,8 @@ class Sample:
 
     ``id`` is unique (entry and path within its folder); ``digest`` is the hash of the file's content; ``width`` and
     ``height`` are the upright source's pixels. ``bucket.frames`` is the clip's length (1 for images), made of every
-    ``frame_stride``-th frame of the file, and ``latent_frames`` what the VAE makes of it. ``repeats`` is how many
-    more times than once the sample is seen in an epoch.
+    ``frame_stride``-th frame of the file, and ``latent_frames`` what the VAE makes of it. ``mirrored`` ones
+    are seen left to right. ``repeats`` is how many more times than once the sample is seen in an epoch.
     """
 
     id: str
@@ -35,7 +35,13 @@ class Sample:
     latent_folder: Path
     frame_stride: int = 1
     crop: bool = True
+    mirrored: bool = False
     repeats: int = 0
+
+    @property
+    def cut(self) -> tuple[object, ...]:
+        """All that decides the sample's pixels, as JSON has it."""
+        return self.digest, astuple(self.bucket), astuple(self.placement), self.frame_stride, self.mirrored
 
     @property
     def placement(self) -> Placement:
@@ -49,7 +55,8 @@ class Sample:
         """
         try:
             size, stride = (self.width, self.height), self.frame_stride
-            return load_pixels(self.path, self.bucket, self.placement, size=size, stride=stride, frames=frames)
+            pixels = load_pixels(self.path, self.bucket, self.placement, size=size, stride=stride, frames=frames)
+            return pixels.flip(-1) if self.mirrored else pixels
         except MediaError as error:
             raise DatasetError(
                 f"{error}. It could be read when it was scanned: mend or remove it, or start the run again."

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -89,7 +89,7 @@ class _EntryScan:
 
     def warn(self) -> None:
         """Logs one line for each kind of fault."""
-        total = len(self.samples) + len(self.skipped)
+        total = self._kept + len(self.skipped)
         kinds = (
             (f"skipped {len(self.skipped)} of {total} files", self.skipped),
             (f"ignored {len(self.ignored)} files of formats that are not read; convert them", self.ignored),
@@ -103,6 +103,11 @@ class _EntryScan:
     @property
     def _folder(self) -> Path:
         return local_path(self.entry.instance_data_dir)
+
+    @property
+    def _kept(self) -> int:
+        """How many files gave samples."""
+        return sum(not sample.mirrored for sample in self.samples)
 
     @property
     def _is_video(self) -> bool:
@@ -198,6 +203,8 @@ class _EntryScan:
             repeats=entry.repeats,
         )
         self.samples.append(sample)
+        if entry.horizontal_flip:
+            self.samples.append(replace(sample, id=f"{sample.id} (mirrored)", mirrored=True))
 
     def _require_something(self) -> None:
         entry = self.entry
@@ -206,7 +213,7 @@ class _EntryScan:
                 f"instance_data_dir of {entry.id!r}: none of the {len(self.skipped)} files in {self._folder} is "
                 f"usable: {_shorten(self.skipped)}. Mend them or set 'disabled' to true."
             )
-        if len(self.no_caption) == len(self.samples):
+        if len(self.no_caption) == self._kept:
             raise DatasetError(
                 f"caption_strategy {entry.caption_strategy!r} of {entry.id!r} finds no caption: "
                 f"{_shorten(self.no_caption)}. Write captions or choose another caption_strategy."

@@ -6,6 +6,7 @@ families share is here and, for taps and regularizers, in `taps`.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -204,6 +205,12 @@ class ModelFoundation(TappedModel):
         return loading.load_facts(self.MODEL_CLASS, self.source, self.family.model_subfolder)
 
     @cached_property
+    def architecture(self) -> dict[str, Any]:
+        """`model_facts` with the class's defaults for what they leave out."""
+        parameters = inspect.signature(self.MODEL_CLASS.__init__).parameters.values()
+        return {parameter.name: parameter.default for parameter in parameters} | self.model_facts
+
+    @cached_property
     def scheduler_facts(self) -> dict[str, Any]:
         """The JSON configuration of the scheduler that comes with the model."""
         return loading.load_facts(DDIMScheduler, self.source, "scheduler")
@@ -236,7 +243,7 @@ class ModelFoundation(TappedModel):
         """Draws noise and timesteps for a collated batch and moves it to the device.
 
         Args:
-            batch: `latents` `(B, C, ...)`, `text`, and whatever else it holds (`pixels`, `sample_ids` ...), kept as is.
+            batch: `latents` `(B, C, ...)`, `text`, and whatever else it holds (`pixels`, `features` ...), kept as is.
             step: 0-based optimizer step.
             rows: the row of each sample in the global batch; with `step` and the seed it decides the noise.
             seed: None takes the run's.
@@ -250,12 +257,18 @@ class ModelFoundation(TappedModel):
         moved: Batch = {"latents": latents, "text": self._on_device(batch["text"]), "step": step}
         if batch.get("pixels") is not None:
             moved["pixels"] = batch["pixels"].to(device, non_blocking=True)
+        if batch.get("features") is not None:
+            moved["features"] = {n: part.to(device, non_blocking=True) for n, part in batch["features"].items()}
         seed = self.config.seed if seed is None else seed
         return batch | moved | self.objective.sample(latents, seed=seed, step=step, rows=rows)
 
     def _on_device(self, text: TextEmbeds) -> TextEmbeds:
         device, dtype = self.accelerator.device, self.weight_dtype
-        return {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in text.items()}
+        pinned = {name: t.pin_memory() if device.type == "cuda" and not t.is_cuda else t for name, t in text.items()}
+        return {
+            name: t.to(device, dtype if t.is_floating_point() else t.dtype, non_blocking=True)
+            for name, t in pinned.items()
+        }
 
     def noisy_input(self, prepared_batch: Batch) -> Tensor:
         """The noisy latents in the model's dtype."""

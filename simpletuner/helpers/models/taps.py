@@ -8,11 +8,16 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from simpletuner.configuration.family import Family
+from simpletuner.configuration.alignment import AlignmentOptions
+from simpletuner.configuration.family import Family, with_local_facts
+from simpletuner.configuration.paths import local_path
+from simpletuner.helpers.data.buckets import Bucket
 from simpletuner.helpers.models.registry import FAMILIES, default_tap
+from simpletuner.helpers.training.alignment.feature_cache import unpack
 from simpletuner.helpers.training.alignment.geometry import TokenGrid, split_frames
 from simpletuner.helpers.training.crepa import CrepaMode, CrepaRegularizer, UrepaRegularizer
 from simpletuner.helpers.training.layersync import LayerSyncRegularizer
@@ -26,6 +31,7 @@ from simpletuner.helpers.utils.hidden_state_buffer import (
 
 if TYPE_CHECKING:
     from simpletuner.configuration import Config
+    from simpletuner.helpers.data.features import FeatureCache
 
 Batch = dict[str, Any]
 FeatureSource = Callable[[Batch], tuple[Tensor, TokenGrid]]
@@ -56,7 +62,9 @@ class TappedModel(ABC):
         self.crepa_regularizer: CrepaRegularizer | None = None
         self.urepa_regularizer: UrepaRegularizer | None = None
         self.layersync_regularizer: LayerSyncRegularizer | None = None
-        # Teacher features `(B, T, N, D)` of a prepared batch and their grid, for whoever has them at hand.
+        # The cache of the teacher's features, if there is one: set before the model is loaded.
+        self.features: FeatureCache | None = None
+        # Teacher features `(B, T, N, D)` of a prepared batch and their grid, for whoever has others at hand.
         self.feature_source: FeatureSource | None = None
         self.buffer = HiddenStateBuffer()
         self._tiny_autoencoder: Any = None
@@ -70,6 +78,22 @@ class TappedModel(ABC):
     def alignment(self) -> CrepaRegularizer | UrepaRegularizer | None:
         """The regularizer with an encoder, if there is one: CREPA/REPA or U-REPA, never both."""
         return self.crepa_regularizer or self.urepa_regularizer
+
+    @property
+    def alignment_options(self) -> AlignmentOptions | None:
+        """The options of that regularizer, also before the model is loaded; None where it is off."""
+        options = self.config.urepa if self.MODEL_TYPE is ModelTypes.UNET else self.config.crepa
+        return options if options.enabled else None
+
+    @property
+    def teacher_scale(self) -> int:
+        """Rows and columns of the teacher's grid to the student's where it follows that."""
+        return (UrepaRegularizer if self.MODEL_TYPE is ModelTypes.UNET else CrepaRegularizer).TEACHER_SCALE
+
+    @property
+    def feature_width(self) -> int | None:
+        """D of the cached features; None where none are cached."""
+        return None if self.features is None else self.features.width
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -98,6 +122,11 @@ class TappedModel(ABC):
     @abstractmethod
     def forward(self, prepared_batch: Batch) -> Tensor:
         """The model's prediction, shaped like the latents."""
+
+    @property
+    @abstractmethod
+    def architecture(self) -> Mapping[str, Any]:
+        """The model's configuration, known before it is loaded."""
 
     @abstractmethod
     def decode_latents(self, latents: Tensor, *, vae: Any = None) -> Tensor:
@@ -146,6 +175,28 @@ class TappedModel(ABC):
     def student_grid(self, latents: Tensor) -> TokenGrid:
         """`token_grid` of the model."""
         return self.token_grid(latents, self.unwrap_model().config)
+
+    @cached_property
+    def local_family(self) -> Family:
+        """The family as the model's own folder states it."""
+        folder = local_path(self.config.pretrained_model_name_or_path)
+        return with_local_facts(self.family, folder) if folder.is_dir() else self.family
+
+    @property
+    def pixels_per_token(self) -> int:
+        """The side of a student's token in pixels."""
+        return self.local_family.pixels_per_token
+
+    def sample_grid(self, bucket: Bucket, latent_frames: int) -> TokenGrid:
+        """The student's grid for samples of a bucket, known before the model is loaded."""
+        ratio = self.local_family.latent_ratio
+        frames = (latent_frames,) if self.family.media == "video" else ()
+        latents = torch.empty(1, 1, *frames, bucket.height // ratio, bucket.width // ratio, device="meta")
+        if self.MODEL_TYPE is ModelTypes.UNET:
+            # Every halving is a convolution of stride 2 that rounds up.
+            rows, columns = (-(-side // self.local_family.patch_size) for side in latents.shape[-2:])
+            return TokenGrid(1, rows, columns)
+        return self.token_grid(latents, self.architecture)
 
     def _init_regularizers(self, max_train_steps: int) -> None:
         """Decides which regularizers exist, and hooks the blocks they read. Call once, after LoRA was added."""
@@ -229,11 +280,21 @@ class TappedModel(ABC):
         return any(part is not None and part.wants_hidden_states() for part in parts)
 
     @property
+    def is_aligning(self) -> bool:
+        """Whether there is an alignment with an encoder or another block, and it isn't off for good."""
+        return self.alignment is not None and not self.alignment.finished
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the coming steps read the teacher's cached features."""
+        return self.is_aligning and self.features is not None and self.feature_source is None
+
+    @property
     def needs_pixels(self) -> bool:
         """Whether a teacher is to see the samples' real pixels, those of `frame_indices`, in the coming steps."""
-        if self.alignment is None or not self.alignment.wants_hidden_states():
+        if self.alignment is None or self.alignment.finished:
             return False
-        at_hand = self.feature_source is not None or self.teacher_is_backbone
+        at_hand = self.features is not None or self.feature_source is not None or self.teacher_is_backbone
         return not at_hand and not self.alignment.options.use_tae
 
     @property
@@ -257,7 +318,7 @@ class TappedModel(ABC):
         """
         if self.alignment is not None:
             self.alignment.begin_step(prepared_batch["step"])
-            if not self.alignment.wants_hidden_states():
+            if self.alignment.finished:
                 self._tiny_autoencoder = None  # its memory is free again
         output: Batch = {"hidden_states_buffer": self.buffer}
         if self._capture is None or not self.wants_hidden_states():
@@ -308,6 +369,7 @@ class TappedModel(ABC):
             features = self.teacher_features(model_output, prepared_batch)
             pixels = self._teacher_pixels(prepared_batch) if features is None else None
         tokens, feature_grid = (None, None) if features is None else features
+        prepared_batch.pop("features", None)  # not to be held through the backward pass
         return regularizer.add_loss(
             loss,
             hidden_states,
@@ -321,10 +383,13 @@ class TappedModel(ABC):
     def teacher_features(self, model_output: Batch, prepared_batch: Batch) -> tuple[Tensor, TokenGrid] | None:
         """Teacher tokens `(B, T, N, D)` that are already at hand, and their grid; None has the pixels encoded.
 
-        With `crepa_feature_source` "backbone" they are the detached tokens of `crepa_teacher_block_index`.
+        They come from `feature_source` or from the cache. With `crepa_feature_source` "backbone" they are the detached
+        tokens of `crepa_teacher_block_index`.
         """
         if self.feature_source is not None:
             return self.feature_source(prepared_batch)
+        if prepared_batch.get("features") is not None:
+            return unpack(prepared_batch["features"]), prepared_batch["feature_grid"]
         if self._teacher_block is None:
             return None
         tokens = model_output["hidden_states_buffer"][layer_key(self._teacher_block)]

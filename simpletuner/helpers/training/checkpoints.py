@@ -30,6 +30,7 @@ SHAPING_OPTIONS = (
     "optimizer",
     "use_ema",
     *(f"{x}_{name}" for x in ("crepa", "urepa") for name in ("enabled", "projector", "projector_width")),
+    *(f"{x}_feature_cache_dim" for x in ("crepa", "urepa")),
     "crepa_encoder",
     "crepa_block_index",
     "crepa_feature_source",

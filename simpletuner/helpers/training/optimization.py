@@ -94,6 +94,13 @@ def clip_gradients(
     return norms
 
 
+def forget(optimizer: AcceleratedOptimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Frees the optimizer's state of parameters that are trained no more; they stay in their group."""
+    for parameter in parameters:
+        optimizer.optimizer.state.pop(parameter, None)
+        parameter.grad = None
+
+
 @contextmanager
 def without_group(optimizer: AcceleratedOptimizer, parameters: Sequence[nn.Parameter]) -> Iterator[dict[str, Any]]:
     """Takes the parameter group of `parameters` out of the optimizer for a while; yields its state by index.

@@ -9,8 +9,10 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import diffusers
 import torch
@@ -22,12 +24,15 @@ from safetensors import SafetensorError
 import simpletuner
 from simpletuner.configuration import Config
 from simpletuner.helpers.data.errors import DatasetError
+from simpletuner.helpers.models.registry import foundation_class
 from simpletuner.helpers.training.checkpoints import PREFIX, find_checkpoints
 from simpletuner.helpers.training.reporting import NonFiniteLossError
-from simpletuner.helpers.training.trainer import Trainer
+from simpletuner.helpers.training.trainer import Trainer, make_accelerator, prepare_data
 
 CONFIGURATION_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 PACKAGE = Path(simpletuner.__file__).parent
+Prepared = TypeVar("Prepared")
+
 TORCH_WRITER_SIGNS = ("PytorchStreamWriter", "inline_container", "unexpected pos")
 
 
@@ -37,14 +42,21 @@ def run_training(config: Config) -> int:
     Faults that a user can mend are one message without a traceback: 2 where configuration, data or model can't be
     used, 1 where the run broke, 130 where Ctrl-C ended it at once. A Ctrl-C that saves first counts as success.
     """
-    console = Console(stderr=True, soft_wrap=True)
-    _speak_plainly(console)
+    console = _speak_plainly()
+    trainer = _prepared(console, config, partial(_set_up, config))
+    return trainer if isinstance(trainer, int) else _run(trainer, console)
+
+
+def run_caching(config: Config, *, rebuild: bool) -> int:
+    """Caches what a training of this configuration reads, and checks what is there; returns the exit code."""
+    console = _speak_plainly()
+    return _prepared(console, config, partial(_cache, config, console, rebuild=rebuild))
+
+
+def _prepared(console: Console, config: Config, prepare: Callable[[], Prepared]) -> Prepared | int:
+    """What `prepare` gives, or an exit code and a message where it fails for reasons that a user can mend."""
     try:
-        _require_output_dir(config)
-        trainer = Trainer(config)
-        _require_gpu_for_fp16(config, trainer.accelerator.device)
-        _remove_unfinished(trainer)
-        trainer.setup()
+        return prepare()
     except ValueError as error:  # DatasetError is one
         _say(console, "error", str(error))
         return CONFIGURATION_ERROR
@@ -54,7 +66,29 @@ def run_training(config: Config) -> int:
     except KeyboardInterrupt:
         _say(console, "Stopped", "before the first step. What is cached so far is kept; start again to go on.")
         return INTERRUPTED
-    return _run(trainer, console)
+
+
+def _set_up(config: Config) -> Trainer:
+    _require_output_dir(config)
+    trainer = Trainer(config)
+    _require_gpu_for_fp16(config, trainer.accelerator.device)
+    _remove_unfinished(trainer)
+    trainer.setup()
+    return trainer
+
+
+def _cache(config: Config, console: Console, *, rebuild: bool) -> int:
+    accelerator = make_accelerator(config)
+    foundation = foundation_class(config.model_family)(config, accelerator)
+    foundation.verify()
+    samples, caches = prepare_data(config, foundation, live=True, verify=True, rebuild=rebuild)
+    if accelerator.is_main_process:
+        for store in caches.stores(samples):
+            counts = store.manifest()
+            size = counts["bytes"] / 2**20
+            _say(console, "Cached", f"{counts['records']} {counts['kind']} in {store.folder}, {size:,.1f} MiB.")
+    accelerator.end_training()
+    return 0
 
 
 def _run(trainer: Trainer, console: Console) -> int:
@@ -132,14 +166,16 @@ def _remove_unfinished(trainer: Trainer) -> None:
 # What is said
 
 
-def _speak_plainly(console: Console) -> None:
+def _speak_plainly() -> Console:
     """Log lines look like our other messages; libraries speak only where a user can do something about it."""
+    console = Console(stderr=True, soft_wrap=True)
     logging.basicConfig(level=logging.WARNING, handlers=[_Messages(console)])
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     threading.excepthook = partial(_told_of_thread, console)
     # diffusers passes an argument that huggingface_hub takes no more.
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*", category=UserWarning)
+    return console
 
 
 class _Messages(logging.Handler):

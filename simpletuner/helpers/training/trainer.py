@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from simpletuner.configuration import Config
 from simpletuner.configuration.dataset import load_dataset_config
-from simpletuner.helpers.data.build import build_caches, cache_progress
+from simpletuner.helpers.data.build import Caches, build_caches
 from simpletuner.helpers.data.dataset import TrainingDataset, training_batches
-from simpletuner.helpers.data.records import Records
+from simpletuner.helpers.data.progress import CacheProgress
 from simpletuner.helpers.data.sampler import BucketBatchSampler
 from simpletuner.helpers.data.samples import Sample
 from simpletuner.helpers.data.scan import find_samples
+from simpletuner.helpers.models.common import ModelFoundation
 from simpletuner.helpers.models.registry import foundation_class
 from simpletuner.helpers.training.checkpoints import (
     find_resumable,
@@ -36,6 +37,7 @@ from simpletuner.helpers.training.ema import averaged_weights, make_ema
 from simpletuner.helpers.training.optimization import (
     average_gradients,
     clip_gradients,
+    forget,
     make_lr_scheduler,
     make_optimizer,
     optimizer_options,
@@ -63,6 +65,30 @@ def make_accelerator(config: Config) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
     )
+
+
+def prepare_data(
+    config: Config, foundation: ModelFoundation, *, live: bool, verify: bool = False, rebuild: bool = False
+) -> tuple[list[Sample], Caches]:
+    """Finds the samples of a run and caches what it reads; what was loaded for that is freed again.
+
+    Args:
+        live: whether the main process shows progress. verify, rebuild: as of `build_caches`.
+    """
+    accelerator = foundation.accelerator
+    entries, _ = load_dataset_config(Path(config.data_backend_config))
+    samples = find_samples(entries, config, foundation.family, accelerator)
+    with CacheProgress(enabled=live and accelerator.is_main_process) as progress:
+        caches = build_caches(
+            samples,
+            foundation,
+            config,
+            progress,
+            more_prompts=validation_prompts(config),
+            verify=verify,
+            rebuild=rebuild,
+        )
+    return samples, caches
 
 
 class Trainer:
@@ -100,12 +126,9 @@ class Trainer:
         self._resume()
 
     def _setup_data(self) -> None:
-        config, accelerator, foundation = self.config, self.accelerator, self.foundation
-        entries, _ = load_dataset_config(Path(config.data_backend_config))
-        self.samples: list[Sample] = find_samples(entries, config, foundation.family, accelerator)
-        prompts = validation_prompts(config)
-        with cache_progress(enabled=self.live and accelerator.is_main_process) as progress:
-            build_caches(self.samples, foundation, config, progress, more_prompts=prompts)
+        config, accelerator = self.config, self.accelerator
+        self.samples, caches = prepare_data(config, self.foundation, live=self.live)
+        self.foundation.features = caches.features
         self.sampler = BucketBatchSampler(
             self.samples,
             config.train_batch_size,
@@ -113,8 +136,7 @@ class Trainer:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        records = Records(config, self.samples)
-        self.validation_text = [records.prompt(prompt).read() for prompt in prompts]
+        self.validation_text = [caches.records.prompt(prompt).read() for prompt in validation_prompts(config)]
         self.total_steps = self._count_steps()
 
     def _count_steps(self) -> int:
@@ -143,7 +165,8 @@ class Trainer:
         self.projector_parameters: list[nn.Parameter] = []
         if regularizer is not None and regularizer.projector is not None:
             self.projector_parameters = list(regularizer.projector.parameters())
-            if not foundation.teacher_is_backbone and regularizer.teacher.needs_statistics:
+            encodes = foundation.features is None and not foundation.teacher_is_backbone and not regularizer.finished
+            if encodes and regularizer.teacher.needs_statistics:
                 regularizer.teacher.standardise(self.statistics_batches())
         # After the hooks of the capture, which a compiled model would not see later.
         if self.config.compile_model:
@@ -189,7 +212,7 @@ class Trainer:
         """
         config, accelerator, foundation = self.config, self.accelerator, self.foundation
         start_trackers(accelerator, config)
-        batches, with_pixels = self._batches()
+        batches, aligning = self.batches(), foundation.is_aligning
         metrics = StepMetrics(accelerator)
         micro_step, started = 0, time.perf_counter()
         with (
@@ -198,9 +221,10 @@ class Trainer:
         ):
             report.start(self.step)
             while self.step < self.total_steps and not metrics.stop_agreed:
-                if with_pixels and not foundation.needs_pixels:  # the loss is off for good: the teacher sees no more
+                if aligning and not foundation.is_aligning:  # off for good: nothing is read or held for it any more
                     batches.close()
-                    batches, with_pixels = self._batches()
+                    batches, aligning = self.batches(), False
+                    forget(self.optimizer, self.projector_parameters)
                 with accelerator.accumulate(self.model):
                     metrics.add(self._forward_backward(next(batches), micro_step))
                     if accelerator.sync_gradients:
@@ -243,20 +267,22 @@ class Trainer:
         self.accelerator.backward(loss)
         return {"loss": loss.detach(), "base_loss": base_loss.detach()} | logs
 
-    def _batches(self) -> tuple[Generator[dict[str, Any]], bool]:
-        """Batches without end from where the sampler stands, with the real pixels only if a teacher needs them."""
-        foundation, with_pixels = self.foundation, self.foundation.needs_pixels
+    def batches(self) -> Generator[dict[str, Any]]:
+        """Batches without end from where the sampler stands, with what a teacher gives or needs as long as it does."""
+        foundation = self.foundation
         dataset = TrainingDataset(
-            self.samples, self.config, frame_indices=foundation.frame_indices if with_pixels else None
+            self.samples,
+            self.config,
+            frame_indices=foundation.frame_indices if foundation.needs_pixels else None,
+            features=foundation.features if foundation.needs_features else None,
         )
-        batches = training_batches(
+        return training_batches(
             dataset,
             self.sampler,
             foundation.collate_text,
             max_workers=self.config.max_workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        return batches, with_pixels
 
     def _rows(self, micro_step: int) -> list[int]:
         """The rows of this rank's samples in the step's global batch, on which their noise depends."""
@@ -371,9 +397,13 @@ class Trainer:
         with without_group(self.optimizer, self.projector_parameters if is_sharded else []):
             self.accelerator.load_state(str(folder))
         if is_sharded and self.projector_parameters:
-            saved = torch.load(folder / PROJECTOR_OPTIMIZER_FILE, weights_only=True)
+            saved = torch.load(folder / PROJECTOR_OPTIMIZER_FILE, weights_only=True, map_location="cpu")
             for index, entry in saved.items():
-                self.optimizer.optimizer.state[self.projector_parameters[int(index)]] = entry
+                parameter = self.projector_parameters[int(index)]
+                self.optimizer.optimizer.state[parameter] = {
+                    name: value.to(parameter.device) if value.shape == parameter.shape else value
+                    for name, value in entry.items()
+                }
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
 

@@ -1,67 +1,41 @@
-"""Builds the caches of a folder in a process of its own: `python -m tests.helpers.data.build_alone '{...}'`.
-
-The JSON gives `data` (the folder), `options` (of the configuration) and `die_at`, the VAE batch at which the process
-kills itself as `kill -9` would (null: never). Prints how many images and prompts it encoded.
-"""
+"""What tests run in processes of their own: builds of caches that are killed, and the command line."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
-from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
+import simpletuner.helpers.training.run  # noqa: F401  (what the commands import when they run)
+from simpletuner.cli import main
 from simpletuner.configuration.config import Config
-from simpletuner.helpers.data.build import build_caches, cache_progress
+from simpletuner.helpers.data.build import Caches, build_caches
+from simpletuner.helpers.data.progress import CacheProgress
+from simpletuner.helpers.data.samples import Sample
 from simpletuner.helpers.data.scan import find_samples
-from simpletuner.helpers.models.registry import FAMILIES
+from simpletuner.helpers.models.registry import foundation_class
+from tests.helpers.data.apart import Say
+from tests.helpers.data.caches import Watch
 from tests.helpers.data.files import make_entry
 
-
-class CountingEncoder:
-    """Averages over cells of 8 pixels, counts what it encodes, and may die at it. It starts much faster than a VAE."""
-
-    def __init__(self, die_at: int | None) -> None:
-        self.accelerator = Accelerator(cpu=True)
-        self.die_at = die_at
-        self.batches = self.images = self.prompts = 0
-
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        if self.batches == self.die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.batches += 1
-        self.images += len(pixels)
-        return avg_pool2d(pixels[:, 0], 8)
-
-    def encode_prompts(self, prompts: list[str]) -> list[dict[str, Tensor]]:
-        self.prompts += len(prompts)
-        return [{"letters": torch.tensor([ord(letter) for letter in prompt])} for prompt in prompts]
-
-    def observe_captions(self, captions: Iterable[str]) -> None:
-        self.captions = set(captions)
-
-    def unload_vae(self) -> None:
-        self.batches = 0
-
-    def unload_text_encoders(self) -> None:
-        self.captions = set()
+foundation_class("sd3")  # imported before the processes are forked
 
 
-def main(order: str) -> None:
-    wanted = json.loads(order)
-    config = Config(**wanted["options"])
-    encoder = CountingEncoder(wanted["die_at"])
-    samples = find_samples([make_entry(wanted["data"])], config, FAMILIES["sd1x"], encoder.accelerator)
-    with cache_progress(enabled=False) as progress:
-        build_caches(samples, encoder, config, progress)
-    print(json.dumps({"images": encoder.images, "prompts": encoder.prompts}))
+def build(config: Config, data: Path, end: int | str | None = None, **how: Any) -> tuple[list[Sample], Caches, Watch]:
+    """Builds the caches of a folder with a foundation and an accelerator of its own."""
+    torch.set_num_threads(1)
+    foundation = foundation_class(config.model_family)(config, Accelerator(cpu=True))
+    watch = Watch(foundation, end)
+    samples = find_samples([make_entry(data)], config, foundation.family, foundation.accelerator)
+    with CacheProgress(enabled=False) as progress:
+        caches = build_caches(samples, foundation, config, progress, **how)
+    return samples, caches, watch
 
 
-if __name__ == "__main__":
-    main(sys.argv[1])
+def command(say: Say, *arguments: str) -> None:
+    """The command line; ends with its exit code."""
+    torch.set_num_threads(1)
+    sys.exit(main(arguments))

@@ -11,12 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simpletuner.helpers.data.build import build_caches, cache_progress
-from simpletuner.helpers.data.dataset import TrainingDataset, drops_caption, training_batches
+from simpletuner.helpers.data.dataset import TrainingDataset, collate, drops_caption, training_batches
 from simpletuner.helpers.data.errors import DatasetError
+from simpletuner.helpers.data.records import Records
 from simpletuner.helpers.data.sampler import BucketBatchSampler, Draw
 from simpletuner.helpers.data.samples import Sample
+from simpletuner.helpers.training.alignment.feature_cache import unpack
+from simpletuner.helpers.training.alignment.geometry import TokenGrid
 from tests.conftest import MakeFoundation
+from tests.helpers.data.caches import build, damage
 from tests.helpers.data.files import numbered_frames, scan, tiny_options, write_clip, write_images
 
 SIZES = [(100, 50), (64, 64), (120, 60), (70, 70), (64, 64)]
@@ -24,8 +27,7 @@ SIZES = [(100, 50), (64, 64), (120, 60), (70, 70), (64, 64)]
 
 def cached(data: Path, foundation: Any, **changes: Any) -> list[Sample]:
     samples = scan(data, foundation.config, **changes)
-    with cache_progress(enabled=False) as progress:
-        build_caches(samples, foundation, foundation.config, progress)
+    build(samples, foundation)
     return samples
 
 
@@ -66,7 +68,55 @@ def test_batches_are_collated_and_have_no_pixels_unless_asked(tmp_path: Path, ma
     assert batch["original_sizes"].tolist() == [[64, 128]] * 2
     assert batch["target_sizes"].tolist() == [[48, 96]] * 2
     assert batch["crops"].tolist() == [[0, 0]] * 2
-    assert "pixels" not in batch
+    assert not batch.keys() & {"pixels", "features", "feature_grid"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_batches_hold_the_teachers_features_as_they_are_kept(
+    tmp_path: Path, make_foundation: MakeFoundation, tiny_teacher: Path, workers: int, dtype: str
+) -> None:
+    options = {"crepa_enabled": True, "crepa_encoder": str(tiny_teacher), "crepa_encoder_image_size": 56}
+    foundation = make_foundation("sd3", **tiny_options(tmp_path), **options, crepa_feature_cache_dtype=dtype)
+    samples = scan(write_images(tmp_path / "data", SIZES), foundation.config)
+    features = build(samples, foundation).features
+    assert features is not None
+    dataset = TrainingDataset(samples, foundation.config, features=features)
+    by_id = {sample.id: sample for sample in samples}
+    batches = training_batches(
+        dataset, BucketBatchSampler(samples, 2, seed=0), foundation.collate_text, max_workers=workers
+    )
+    seen = set()
+    for batch in islice(batches, 4):  # all buckets
+        rows = [features.record(by_id[name]).read() for name in batch["sample_ids"]]
+        assert batch["features"].keys() == rows[0].keys() == ({"tokens", "scale"} if dtype == "int8" else {"tokens"})
+        for name, part in batch["features"].items():
+            assert part.dtype == rows[0][name].dtype
+            assert torch.equal(part, torch.stack([row[name] for row in rows]))
+        assert batch["feature_grid"] == features.grid(by_id[batch["sample_ids"][0]])
+        assert unpack(batch["features"]).shape == (2, 1, batch["feature_grid"].tokens, 16)
+        assert "pixels" not in batch
+        seen.add(batch["feature_grid"])
+    assert len(seen) == 2
+    batches.close()
+
+
+def test_features_of_a_clip_have_its_frames(
+    tmp_path: Path, make_foundation: MakeFoundation, tiny_teacher: Path
+) -> None:
+    options = {"crepa_enabled": True, "crepa_encoder": str(tiny_teacher), "crepa_encoder_image_size": 28}
+    foundation = make_foundation("wan", **tiny_options(tmp_path, resolution=32), **options)
+    data = tmp_path / "data"
+    data.mkdir()
+    write_clip(data / "a.mp4", numbered_frames(9, 32, 32))
+    write_clip(data / "b.mp4", numbered_frames(9, 32, 32)[::-1])
+    clip = {"dataset_type": "video", "caption_strategy": "filename", "video": {"num_frames": 9}}
+    samples = scan(data, foundation.config, **clip)
+    dataset = TrainingDataset(samples, foundation.config, features=build(samples, foundation).features)
+    batch = collate([dataset[Draw(0, 0)], dataset[Draw(1, 0)]])
+    assert batch["feature_grid"] == TokenGrid(3, 2, 2)
+    assert batch["features"]["tokens"].shape == (2, 3, 4, 16)
+    assert batch["latents"].shape[2] == 3
 
 
 def test_stream_resumes_exactly_although_workers_fetch_ahead(tmp_path: Path, make_foundation: MakeFoundation) -> None:
@@ -90,10 +140,9 @@ def test_stream_resumes_exactly_although_workers_fetch_ahead(tmp_path: Path, mak
 def test_damaged_record_is_named_in_one_line(tmp_path: Path, make_foundation: MakeFoundation, workers: int) -> None:
     foundation = make_foundation("sd1x", **tiny_options(tmp_path))
     samples = cached(write_images(tmp_path / "data", SIZES[:1]), foundation)
-    for path in (tmp_path / "caches" / "vae").rglob("*.safetensors"):
-        path.write_bytes(b"")
+    damage(Records(foundation.config, samples).latents(samples[0]))
     dataset, sampler = TrainingDataset(samples, foundation.config), BucketBatchSampler(samples, 1, seed=0)
-    with pytest.raises(DatasetError, match=r"\Acache_dir: .*; start the run again to rebuild it\.\Z"):
+    with pytest.raises(DatasetError, match=r"\A/.*/vae/.* is missing or damaged\. Run `simpletuner cache` .*\.\Z"):
         next(training_batches(dataset, sampler, foundation.collate_text, max_workers=workers))
 
 

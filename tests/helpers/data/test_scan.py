@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from simpletuner.configuration import Config
 from simpletuner.helpers.data.buckets import Bucket
@@ -198,3 +199,15 @@ def test_second_scan_opens_no_unchanged_file(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"none of the 1 files"):
         (data / "0.png").unlink()
         scan(data, config)
+
+
+def test_mirrored_samples_are_their_own(tmp_path: Path) -> None:
+    """The pixels that are cached, for the autoencoder and the teacher alike, are the mirrored ones."""
+    data, config = write_images(tmp_path / "data", [(64, 32), (48, 48)]), make_config(tmp_path)
+    samples = scan(data, config, horizontal_flip=True)
+    assert [sample.mirrored for sample in samples] == [False, True, False, True]
+    assert len({sample.id for sample in samples}) == 4
+    for plain, mirrored in zip(samples[::2], samples[1::2], strict=True):
+        assert torch.equal(mirrored.pixels(), plain.pixels().flip(-1))
+        assert mirrored.cut != plain.cut
+        assert (mirrored.bucket, mirrored.caption) == (plain.bucket, plain.caption)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from simpletuner.configuration import Family
+from simpletuner.helpers.data.buckets import Bucket
 from simpletuner.helpers.models.registry import FAMILIES, default_tap
 from simpletuner.helpers.training.alignment.geometry import TokenGrid, resample_tokens
 from simpletuner.helpers.utils.hidden_state_buffer import (
@@ -19,7 +20,7 @@ from simpletuner.helpers.utils.hidden_state_buffer import (
 )
 from tests.conftest import MakeFoundation
 from tests.families import CASES
-from tests.families.batches import make_batch, text_batch
+from tests.families.batches import make_batch, prepared, text_batch
 
 TRANSFORMERS = [name for name, case in CASES.items() if case.family.model_type == "transformer"]
 UNETS = [name for name, case in CASES.items() if case.family.model_type == "unet"]
@@ -98,6 +99,25 @@ def test_a_bright_square_is_found_in_the_mid_block_where_the_teacher_has_it(
         assert abs(error) < 0.2, f"{error:+.2f} cells"
     unaware = resample_tokens(squares.flatten(1)[:, None, :, None], latents_grid, replace(grid, offset=0.0))
     assert (centres(response, 1) - centres(unaware.view(-1, *cells), 1)).mean() > 0.2
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_students_grid_is_known_before_the_model_is_loaded(
+    name: str, make_foundation: MakeFoundation, tiny_teacher: Path
+) -> None:
+    """The feature cache is built before: a teacher whose grid follows the student's needs it there."""
+    case = CASES[name]
+    prefix = "urepa" if name in UNETS else "crepa"
+    encoder = "model" if prefix == "urepa" else "encoder"
+    foundation = make_foundation(name, **{f"{prefix}_enabled": True, f"{prefix}_{encoder}": str(tiny_teacher)})
+    frames, height, width = case.pixels
+    latent_frames = case.latents[-3] if case.is_video else 1
+    known = foundation.sample_grid(Bucket(width, height, frames), latent_frames)
+    foundation.load_model().eval()
+    with torch.no_grad():
+        output = foundation.model_predict(prepared(foundation, name))
+    assert replace(output["token_grid"], offset=0.0) == known
+    assert foundation.frame_indices(latent_frames)[-1] < frames
 
 
 def centres(maps: torch.Tensor, axis: int) -> torch.Tensor:

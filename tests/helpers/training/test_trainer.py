@@ -74,6 +74,74 @@ def test_clips_in_bf16_with_samples(tmp_path: Path, tiny_folder: TinyFolder, tin
     assert clip.stat().st_size > 0
 
 
+def aligned(tmp_path: Path, model: Path, teacher: Path, name: str, **options: Any) -> Trainer:
+    """A run of REPA that is set up but not run."""
+    options = {"crepa_enabled": True, "crepa_encoder": str(teacher), "crepa_encoder_image_size": 56} | options
+    data = tmp_path / "multidatabackend.json"
+    path = write_config(tmp_path, model, name=name, data=data if data.exists() else None, **options)
+    trainer = Trainer(config_of(path), live=False)
+    trainer.setup()
+    return trainer
+
+
+def test_cached_features_train_as_those_encoded_in_the_step(
+    tmp_path: Path, tiny_folder: TinyFolder, tiny_teacher: Path
+) -> None:
+    """In fp32 bit for bit; in bf16 within its rounding. A batch of one, because sums depend on a batch's size."""
+    losses = {}
+    for name, options in {
+        "step": {"crepa_feature_cache": False},
+        "fp32": {"crepa_feature_cache_dtype": "fp32"},
+        "bf16": {"crepa_feature_cache_dtype": "bf16"},
+        "int8": {"crepa_feature_cache_dtype": "int8"},
+    }.items():
+        options |= {"train_batch_size": 1, "vae_batch_size": 1, "cache_dir": str(tmp_path / name / "cache")}
+        trainer = aligned(tmp_path, tiny_folder("sd3"), tiny_teacher, name, max_train_steps=7, **options)
+        trainer.run()
+        rows = read_metrics(tmp_path / name / METRICS_FILE)
+        losses[name] = [(row["loss"], row["crepa_similarity"], row["projector_grad_norm"]) for row in rows]
+        assert trainer.foundation.alignment is not None
+        has_teacher = trainer.foundation.alignment._teacher is not None
+        assert has_teacher == (name == "step"), "with cached features no teacher is loaded for the training"
+    assert losses["fp32"] == losses["step"]
+    for name, tolerance in (("bf16", 2e-3), ("int8", 2e-2)):
+        assert losses[name] != losses["step"]
+        for row, exact in zip(losses[name], losses["step"], strict=True):
+            assert row == pytest.approx(exact, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_nothing_is_held_once_the_loss_is_off_for_good(
+    tmp_path: Path, tiny_folder: TinyFolder, tiny_teacher: Path, cached: bool
+) -> None:
+    """Mistake 11: no capture, no features or pixels read, no teacher, no optimizer state of the projector."""
+    options: dict[str, Any] = {"crepa_feature_cache": cached, "crepa_cutoff_step": 2, "max_train_steps": 5}
+    trainer = aligned(tmp_path, tiny_folder("sd3"), tiny_teacher, "run", **options)
+    held: list[int] = []
+
+    def on_step(trainer: Trainer) -> None:
+        held.append(sum(parameter in trainer.optimizer.optimizer.state for parameter in trainer.projector_parameters))
+
+    trainer.run(on_step)
+    count = len(trainer.projector_parameters)
+    assert held == [count, count, count, 0, 0]  # what step 2 found out holds from the next one on
+    (batch,) = (next(batches) for batches in [trainer.batches()])
+    assert not {"features", "pixels"} & set(batch)
+    assert trainer.foundation.alignment is not None and trainer.foundation.alignment._teacher is None
+    rows = read_metrics(tmp_path / "run" / METRICS_FILE)
+    assert ["crepa_loss" in row for row in rows] == [True, True, False, False, False]
+    resumed = aligned(
+        tmp_path,
+        tiny_folder("sd3"),
+        tiny_teacher,
+        "run",
+        **options | {"max_train_steps": 6},
+        resume_from_checkpoint="latest",
+    )
+    resumed.run()
+    assert resumed.step == 6
+
+
 def test_a_compiled_model_trains_alike_and_keeps_its_names(
     tmp_path: Path, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +202,7 @@ def test_nothing_is_read_from_the_device_in_a_step(tmp_path: Path, tiny_folder: 
     options |= {"crepa_encoder_image_size": 56, "crepa_similarity_threshold": 0.9, "crepa_plateau_stop": True}
     trainer = Trainer(config_of(write_config(tmp_path, tiny_folder("sd3"), **options)), live=False)
     trainer.setup()
-    batches, _ = trainer._batches()
+    batches = trainer.batches()
     batch = next(batches)
     with NoReadBack():
         logs = trainer._forward_backward(batch, 0) | trainer._finish_gradients()
