@@ -88,7 +88,10 @@ class TensorStore:
         kept = self.manifest().get("fitted")
         if kept is None:
             return None
-        fitted = _unpacked(b64decode(kept))
+        try:
+            fitted = _unpacked(b64decode(kept))
+        except (TypeError, ValueError):
+            fitted = None
         if fitted is None:
             raise DatasetError(f"{self.folder / MANIFEST} is damaged. {REBUILD}")
         return fitted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -67,6 +67,7 @@ class TappedModel(ABC):
         # Teacher features `(B, T, N, D)` of a prepared batch and their grid, for whoever has others at hand.
         self.feature_source: FeatureSource | None = None
         self.buffer = HiddenStateBuffer()
+        self._alignment_layers: Sequence[int | str] = ()
         self._tiny_autoencoder: Any = None
         self._capture: TransformerBlockCapture | UNetMidBlockCapture | None = None
 
@@ -202,13 +203,12 @@ class TappedModel(ABC):
         """Decides which regularizers exist, and hooks the blocks they read. Call once, after LoRA was added."""
         is_unet = self.MODEL_TYPE is ModelTypes.UNET
         self._refuse_wrong_prefix()
-        layers: list[int | str] = []
         if is_unet and self.config.urepa.enabled:
-            layers += self._init_urepa_regularizer(max_train_steps)
+            self._alignment_layers = self._init_urepa_regularizer(max_train_steps)
         if not is_unet and self.config.crepa.enabled:
-            layers += self._init_crepa_regularizer(max_train_steps)
-        if self.config.layersync.enabled:
-            layers += self._init_layersync_regularizer()
+            self._alignment_layers = self._init_crepa_regularizer(max_train_steps)
+        layersync = self._init_layersync_regularizer() if self.config.layersync.enabled else []
+        layers = [*self._alignment_layers, *layersync]
         self.buffer = HiddenStateBuffer(layers)
         model = self.unwrap_model()
         if is_unet:
@@ -279,6 +279,13 @@ class TappedModel(ABC):
         parts = (self.alignment, self.layersync_regularizer)
         return any(part is not None and part.wants_hidden_states() for part in parts)
 
+    def _layers_wanted(self) -> tuple[int | str, ...]:
+        """The layers that this step's regularizers read."""
+        aligns = self.alignment is not None and self.alignment.wants_hidden_states()
+        layersync = self.layersync_regularizer
+        own = layersync.layers if layersync is not None and layersync.wants_hidden_states() else ()
+        return (*(self._alignment_layers if aligns else ()), *own)
+
     @property
     def is_aligning(self) -> bool:
         """Whether there is an alignment with an encoder or another block, and it isn't off for good."""
@@ -324,6 +331,7 @@ class TappedModel(ABC):
         if self._capture is None or not self.wants_hidden_states():
             self.buffer.clear()
             return output | {"model_prediction": self.forward(prepared_batch)}
+        self.buffer.layers = self._layers_wanted()
         with self._capture:
             output["model_prediction"] = self.forward(prepared_batch)
         if self.crepa_regularizer is not None and self.crepa_regularizer.wants_hidden_states():

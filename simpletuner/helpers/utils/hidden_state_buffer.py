@@ -34,7 +34,7 @@ class HiddenStateBuffer(dict[str, Tensor]):
     """Captured hidden states by `layer_{i}`; keeps only the layers asked for, and of each only the first.
 
     Args:
-        layers: block indices, or names of UNet layers.
+        layers: block indices, or names of UNet layers; may be changed between forwards, to fewer of those captured.
     """
 
     def __init__(self, layers: Iterable[int | str] = ()) -> None:
@@ -73,7 +73,7 @@ class _Capture:
     def _hook(self, layer: int | str) -> Callable[[nn.Module, Any, Any], None]:
         def stash(module: nn.Module, inputs: Any, output: Any) -> None:
             # The first call is the forward's; a later one is gradient checkpointing recomputing the block.
-            if self._enabled and layer not in self._raw:
+            if self._enabled and layer in self.buffer.layers and layer not in self._raw:
                 self._raw[layer] = output
 
         return stash
@@ -101,7 +101,7 @@ class _Capture:
         """
         call = ForwardCall(self.model.config, self._arguments)  # type: ignore[arg-type]
         for layer in self._modules:
-            if layer_key(layer) in self.buffer:
+            if layer not in self.buffer.layers or layer_key(layer) in self.buffer:
                 continue
             if layer not in self._raw:
                 raise RuntimeError(

@@ -264,6 +264,19 @@ def test_the_statistics_of_efficientnet_are_measured_once(own: Run) -> None:
     torch.testing.assert_close(unpack(features.record(added).read()), expected[0], atol=1e-4, rtol=1e-4)
 
 
+def test_a_cache_that_lost_its_whitening_is_refused(own: Run) -> None:
+    """Another one would not fit what is there."""
+    _, features = own.build(crepa_feature_cache_dim=8)
+    path = features.store.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["fitted"]
+    path.write_text(json.dumps(manifest))
+    own.build(crepa_feature_cache_dim=8)  # nothing is to be made
+    add_image(own)
+    with pytest.raises(CacheMismatchError, match=r"has lost what its features were fitted to.*--rebuild"):
+        own.build(crepa_feature_cache_dim=8)
+
+
 # What is refused before the work
 
 

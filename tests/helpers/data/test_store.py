@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
@@ -234,6 +234,7 @@ def two_records(tmp_path_factory: pytest.TempPathFactory) -> TensorStore:
 
 
 @pytest.mark.parametrize("name", ["small", "large"])
+@settings(deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_found_or_harmless(two_records: TensorStore, name: str, place: float, bit: int) -> None:
     (shard,), record = two_records.shards(), two_records.read(name)
@@ -261,6 +262,7 @@ def test_a_damaged_record_is_told_and_can_be_discarded_and_written_again(store: 
     assert numbers_in(store) == {0, 1, 2}
 
 
+@settings(deadline=None, max_examples=40)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_shard_is_removed_alone(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
     store = TensorStore(tmp_path_factory.mktemp("store"))
@@ -483,6 +485,7 @@ def test_a_full_disk_is_told_by_what_removes_records_too(store: TensorStore, lim
         store.discard([f"r{number}" for number in range(0, 60, 2)])
     assert numbers_in(store) == set(range(60))
     store.adopt_partial_shards()  # what was begun is no better than what was there
+    store.reopen()
     assert numbers_in(store) == set(range(60))
     store.discard([f"r{number}" for number in range(0, 60, 2)])
     assert numbers_in(store) == set(range(1, 60, 2))
@@ -499,7 +502,7 @@ def test_what_a_killed_removal_left_is_not_taken_for_the_shard(store: TensorStor
     """It lies beside the shard that it was to replace, and may lack any of its records."""
     fill(store, 5)
     with TensorStore(tmp_path / "other").writer(0) as writer:
-        writer.write({"r0": numbered(0)})
+        writer.write({"r4": numbered(4)})
         (unfinished,) = (tmp_path / "other").glob("*.partial")
         shutil.copy(unfinished, store.folder / "0000-00000.partial")
     store.discard(["r4"])
@@ -509,6 +512,7 @@ def test_what_a_killed_removal_left_is_not_taken_for_the_shard(store: TensorStor
         (unfinished,) = (tmp_path / "again").glob("*.partial")
         shutil.copy(unfinished, store.folder / "0000-00000.partial")
     store.adopt_partial_shards()
+    store.reopen()
     assert numbers_in(store) == {0, 1, 2, 3}
     assert files_in(store) == ["0000-00000.mdb"]
 
@@ -551,6 +555,11 @@ def test_what_was_fitted_is_kept_in_the_manifest(store: TensorStore) -> None:
     kept = TensorStore(store.folder).fitted()
     assert kept is not None and same(kept, fitted)
     assert store.manifest()["records"] == 2
+    manifest = json.loads((store.folder / MANIFEST).read_text())
+    for damaged in (manifest["fitted"][:-100], manifest["fitted"][:300] + "A" + manifest["fitted"][301:], 3):
+        (store.folder / MANIFEST).write_text(json.dumps(manifest | {"fitted": damaged}))
+        with pytest.raises(DatasetError, match=rf"{MANIFEST} is damaged.*--rebuild"):
+            store.fitted()
 
 
 # The manifest

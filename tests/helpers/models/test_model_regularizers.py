@@ -137,6 +137,21 @@ def test_a_family_without_a_tiny_autoencoder_says_so(make_foundation: MakeFounda
         foundation.load_model()
 
 
+def test_only_the_layers_of_what_is_on_are_captured(make_foundation: MakeFoundation, tiny_teacher: Path) -> None:
+    """Mistake 16: LayerSync goes on when the alignment has ended, and its blocks alone are held."""
+    options = {
+        "crepa_enabled": True,
+        "crepa_encoder": str(tiny_teacher),
+        "crepa_cutoff_step": 2,
+        "crepa_block_index": 2,
+    }
+    foundation = make_foundation("sd3", **options, **LAYERSYNC)
+    foundation.load_model()
+    for number, layers in ((1, {"layer_0", "layer_1", "layer_2"}), (2, {"layer_0", "layer_1"})):
+        output = foundation.model_predict(prepared(foundation, "sd3", step=number))
+        assert set(output["hidden_states_buffer"]) == layers
+
+
 @pytest.mark.parametrize("options", [{}, {"crepa_enabled": True, "crepa_cutoff_step": 2}])
 def test_nothing_is_captured_when_nobody_wants_it(
     options: dict[str, Any], make_foundation: MakeFoundation, tiny_teacher: Path

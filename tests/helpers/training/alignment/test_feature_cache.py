@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
@@ -34,6 +34,7 @@ def features(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
+@settings(deadline=None)
 @given(scale=st.floats(1e-2, 1e3), seed=st.integers(0, 1000))
 def test_numbers_are_rounded_once(dtype: CacheType, scale: float, seed: int) -> None:
     tokens = features(2, 3, 5, 16, scale=scale, seed=seed)
@@ -43,6 +44,7 @@ def test_numbers_are_rounded_once(dtype: CacheType, scale: float, seed: int) -> 
     assert ((restored - tokens).abs() <= tokens.abs() * ROUNDING[dtype] + smallest).all()
 
 
+@settings(deadline=None)
 @given(scale=st.floats(1e-3, 1e4), seed=st.integers(0, 1000))
 def test_int8_rounds_to_the_127th_of_each_tokens_largest_number(scale: float, seed: int) -> None:
     tokens = features(2, 1, 7, 32, scale=scale, seed=seed)
@@ -105,6 +107,7 @@ def test_records_are_unpacked_alone_or_in_a_batch(dtype: CacheType) -> None:
     torch.testing.assert_close(torch.stack([unpack(row) for row in rows]), unpack(together), rtol=0, atol=0)
 
 
+@settings(deadline=None)
 @given(
     dtype=st.sampled_from(FORMATS),
     sides=st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
