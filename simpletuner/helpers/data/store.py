@@ -7,6 +7,7 @@ read while others write.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -37,11 +38,12 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 """Raised when the way of writing records changes, so that older ones are refused."""
 MANIFEST = "manifest.json"
-SHARD, PARTIAL, LOCK = ".mdb", ".partial", ".lock"
+SHARD, PARTIAL, REST, LOCK = ".mdb", ".partial", ".rest", ".lock"
 SHARD_RECORDS = 10_000
 SHARD_BYTES = 16 << 30
 _MAP_SIZE = 64 << 30  # of a shard that is written: address space, not disk
 _CHECKSUM = "__crc32__"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system that has none: names differ anyway
 _DAMAGE = (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.PageNotFoundError)
 
 
@@ -140,7 +142,7 @@ class TensorStore:
             with _reading(path) as transaction:
                 if not any(transaction.get(key) is not None for key in gone):
                     continue
-                beside = path.with_suffix(PARTIAL)
+                beside = path.with_suffix(REST)
                 beside.unlink(missing_ok=True)  # of a removal that was killed
                 with _told(self.folder), _open_for_writing(beside) as rest, rest.begin(write=True) as kept:
                     for key, value in transaction.cursor():
@@ -287,7 +289,7 @@ class StoreWriter:
             if self._path.exists() or self._path.with_suffix(SHARD).exists():
                 continue
             self._lock = _lock(self._path)
-            if self._lock is not None:
+            if self._lock is not None and not self._path.with_suffix(SHARD).exists():  # which may just have come
                 break
         self._environment = _open_for_writing(self._path)
         return self._environment
@@ -305,6 +307,9 @@ def _lock(path: Path) -> IO[bytes] | None:
     except BlockingIOError:
         file.close()
         return None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     return file
 
 

@@ -504,7 +504,7 @@ def test_what_a_killed_removal_left_is_not_taken_for_the_shard(store: TensorStor
     with TensorStore(tmp_path / "other").writer(0) as writer:
         writer.write({"r4": numbered(4)})
         (unfinished,) = (tmp_path / "other").glob("*.partial")
-        shutil.copy(unfinished, store.folder / "0000-00000.partial")
+        shutil.copy(unfinished, store.folder / "0000-00000.rest")
     store.discard(["r4"])
     assert numbers_in(store) == {0, 1, 2, 3}
     with TensorStore(tmp_path / "again").writer(0) as writer:
