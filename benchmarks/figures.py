@@ -129,4 +129,4 @@ def cells(figure: Figure) -> tuple[str, str, str, str, str, str]:
     """Name, value, target, verdict, floor and note as text."""
     holds = {True: "yes", False: "no", None: ""}[figure.holds]
     floor = "" if figure.floor is None else f"{figure.floor:.3g} {figure.unit}"
-    return figure.name, f"{figure.value:.3g} {figure.unit}", figure.target, holds, floor, figure.note
+    return figure.name, f"{figure.value:.4g} {figure.unit}", figure.target, holds, floor, figure.note

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -55,7 +56,7 @@ def train(arguments: argparse.Namespace, options: list[str]) -> int:
         return CONFIGURATION_ERROR
     from simpletuner.helpers.training.run import run_training
 
-    return run_training(config)
+    return leave(run_training(config))
 
 
 def cache(arguments: argparse.Namespace, options: list[str]) -> int:
@@ -68,7 +69,20 @@ def cache(arguments: argparse.Namespace, options: list[str]) -> int:
         return CONFIGURATION_ERROR
     from simpletuner.helpers.training.run import run_caching
 
-    return run_caching(config, rebuild=arguments.rebuild)
+    return leave(run_caching(config, rebuild=arguments.rebuild))
+
+
+def leave(code: int) -> int:
+    """The exit code; a process of a distributed run, in which all is written by now, ends with it at once.
+
+    While the interpreter shuts down, what is left of torch's process groups now and then aborts the process, and the
+    launcher takes the run for failed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 
+from simpletuner.cli import leave
 from simpletuner.configuration import load_config
 from simpletuner.helpers.training.trainer import Trainer
 
@@ -44,3 +45,4 @@ def watched_run(path: Path, flags: list[str], *, fsdp2: bool) -> None:
 if __name__ == "__main__":
     flags = sys.argv[2:]
     watched_run(Path(sys.argv[1]), [flag for flag in flags if flag != "--fsdp2"], fsdp2="--fsdp2" in flags)
+    leave(0)
