@@ -20,7 +20,7 @@ from simpletuner.helpers.training.alignment.encoders import load_encoder
 from simpletuner.helpers.training.trainer import prepare_data
 
 FILE_SIDE, SIDE, REPEATS = 640, 224, 3
-COUNTS = {"cpu": 96, "cuda": 2048}
+COUNTS = {"cpu": 192, "cuda": 2048}
 BATCH = 8
 
 

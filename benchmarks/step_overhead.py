@@ -16,7 +16,7 @@ from memory import mebibytes, peak_memory
 from runs import TEACHER, Run, Shape, transformer, unet, write_teacher
 from torch.utils.flop_counter import FlopCounterMode
 
-REPEATS = {"cpu": 7, "cuda": 50}
+REPEATS = {"cpu": 17, "cuda": 50}
 REPA: dict[str, Any] = {"crepa_enabled": True, "crepa_block_index": 4}
 UREPA: dict[str, Any] = {"urepa_enabled": True, "urepa_manifold_weight": 3.0}
 
