@@ -15,7 +15,7 @@ from simpletuner.configuration.paths import local_path
 from simpletuner.helpers.data.buckets import Bucket
 from simpletuner.helpers.data.errors import DatasetError
 from simpletuner.helpers.data.records import Record, hash_key
-from simpletuner.helpers.data.samples import Sample
+from simpletuner.helpers.data.samples import Sample, spread_evenly
 from simpletuner.helpers.data.store import REBUILD, CacheMismatchError, TensorStore
 from simpletuner.helpers.training.alignment.encoders import EncoderFacts, describe_encoder
 from simpletuner.helpers.training.alignment.feature_cache import (
@@ -27,8 +27,6 @@ from simpletuner.helpers.training.alignment.feature_cache import (
 )
 from simpletuner.helpers.training.alignment.geometry import TokenGrid, teacher_input_size
 from simpletuner.helpers.training.alignment.teachers import Teacher, make_teacher
-
-FITTED_SAMPLES = 256  # over which channels are standardised and a whitening is fitted
 
 
 class Aligned(Protocol):
@@ -192,8 +190,7 @@ class FeatureEncoder:
         return tokens if self._whitening is None else self._whitening(tokens)
 
     def _fitted(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        stride = max(1, len(samples) // FITTED_SAMPLES)
-        chosen = samples[::stride][:FITTED_SAMPLES]
+        chosen = spread_evenly(samples)
         fitted: dict[str, Tensor] = {}
         if self._teacher.needs_statistics:
             self._teacher.standardise(self._pixels(sample)[None] for sample in chosen)

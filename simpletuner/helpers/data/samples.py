@@ -12,6 +12,8 @@ from simpletuner.helpers.data.buckets import Bucket, Placement, place
 from simpletuner.helpers.data.errors import DatasetError, MediaError
 from simpletuner.helpers.data.media import load_pixels
 
+FITTED_SAMPLES = 256
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -61,3 +63,9 @@ class Sample:
             raise DatasetError(
                 f"{error}. It could be read when it was scanned: mend or remove it, or start the run again."
             ) from error
+
+
+def spread_evenly(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The samples over which a teacher's channels are standardised and a whitening is fitted: as in the step, so for
+    the cache."""
+    return samples[:: max(1, len(samples) // FITTED_SAMPLES)][:FITTED_SAMPLES]

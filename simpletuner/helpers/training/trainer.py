@@ -23,7 +23,7 @@ from simpletuner.helpers.data.build import Caches, build_caches
 from simpletuner.helpers.data.dataset import TrainingDataset, training_batches
 from simpletuner.helpers.data.progress import CacheProgress
 from simpletuner.helpers.data.sampler import BucketBatchSampler
-from simpletuner.helpers.data.samples import Sample
+from simpletuner.helpers.data.samples import Sample, spread_evenly
 from simpletuner.helpers.data.scan import find_samples
 from simpletuner.helpers.models.common import ModelFoundation
 from simpletuner.helpers.models.registry import foundation_class
@@ -52,7 +52,6 @@ from simpletuner.helpers.training.weights import load_trained_weights, save_trai
 PROJECTOR_OPTIMIZER_FILE = "projector_optimizer.pt"
 # How long ranks wait for each other: one may scan, cache or sample alone meanwhile.
 PATIENCE = timedelta(hours=6)
-STATISTICS_SAMPLES = 256  # samples over which a teacher without a normalisation of its own is standardised
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -174,8 +173,7 @@ class Trainer:
 
     def statistics_batches(self) -> Iterator[Tensor]:
         """Pixels `(1, T, 3, H, W)` of samples spread evenly over the data; the same on every rank."""
-        stride = max(1, len(self.samples) // STATISTICS_SAMPLES)
-        for sample in self.samples[::stride][:STATISTICS_SAMPLES]:
+        for sample in spread_evenly(self.samples):
             yield sample.pixels(self.foundation.frame_indices(sample.latent_frames))[None]
 
     def _setup_optimization(self) -> None:

@@ -59,7 +59,8 @@ def differentiated(
             for gradient, rows_gradient in zip(gradients, found[: len(wanted)], strict=True):
                 gradient[rows] = rows_gradient
             added = found[len(wanted) :]
-            sums = [*added] if sums is None else [total.add_(more) for total, more in zip(sums, added, strict=True)]
+            # Not in place: autograd may give two parameters one and the same tensor.
+            sums = [*added] if sums is None else [total + more for total, more in zip(sums, added, strict=True)]
         losses.append(loss.detach())
         parts.append({name: value * share for name, value in part.items()})
     total = torch.stack(losses).sum()

@@ -58,6 +58,19 @@ def test_gradients_add_up_with_those_of_another_loss() -> None:
     torch.testing.assert_close(gradient, source.grad)
 
 
+def test_parameters_that_share_a_gradient_add_up_their_own() -> None:
+    """Autograd may give both of these one and the same tensor."""
+    one, other = (torch.zeros(4, requires_grad=True) for _ in range(2))
+    states, target = torch.randn(3, 5, 4), torch.randn(3, 5, 4)
+
+    def function(rows: slice, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return (tokens + (one + other) - target[rows]).square().mean(), {}
+
+    expected = torch.autograd.grad(function(slice(0, 3), states)[0], [one, other])
+    loss, _ = differentiated(function, [states], [one, other], chunks=3)
+    torch.testing.assert_close(torch.autograd.grad(loss, [one, other]), expected)
+
+
 def test_it_can_be_counted() -> None:
     """torch's counter hooks into gradients in a way that not every call of autograd bears."""
     layer, target = nn.Linear(4, 3), torch.randn(2, 5, 3)
