@@ -66,6 +66,5 @@ class Sample:
 
 
 def spread_evenly(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The samples over which a teacher's channels are standardised and a whitening is fitted: as in the step, so for
-    the cache."""
+    """The samples to which what depends on the data is fitted: a teacher's channels, a whitening."""
     return samples[:: max(1, len(samples) // FITTED_SAMPLES)][:FITTED_SAMPLES]
