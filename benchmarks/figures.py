@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -106,27 +106,69 @@ def machine_line(device: torch.device) -> str:
     return f"{torch.cuda.get_device_name(device)}; {what}" if device.type == "cuda" else what
 
 
-def run_alone(measure: Callable[[torch.device], list[Figure]], about: str | None) -> None:
+Layout = list[tuple[list[str], list[list[str]]]]
+"""Tables, each of headings and rows of cells."""
+
+
+def layout_in_rows(figures: Iterable[Figure]) -> Layout:
+    """One table with a row a figure."""
+    headings = ["figure", "value", "target", "holds", "floor", "note"]
+    holds = {True: "yes", False: "no", None: ""}
+    rows = [
+        [
+            figure.name,
+            shown(figure.value, figure.unit),
+            figure.target,
+            holds[figure.holds],
+            "" if figure.floor is None else shown(figure.floor, figure.unit, digits=3),
+            figure.note,
+        ]
+        for figure in figures
+    ]
+    return [(headings, rows)]
+
+
+def shown(value: float, unit: str, *, digits: int = 4) -> str:
+    """A number with its unit."""
+    return f"{value:.{digits}g} {unit}".rstrip()
+
+
+def as_terminal(layout: Layout) -> Iterator[Table]:
+    """For a terminal."""
+    for headings, rows in layout:
+        table = Table()
+        for heading in headings:
+            table.add_column(heading, justify="right" if _is_number(heading) else "left")
+        for row in rows:
+            table.add_row(*row)
+        yield table
+
+
+def as_markdown(layout: Layout) -> list[str]:
+    """The lines of Markdown tables, an empty one after each."""
+    lines = []
+    for headings, rows in layout:
+        lines += [_row(headings), _row("---:" if _is_number(heading) else "---" for heading in headings)]
+        lines += [*map(_row, rows), ""]
+    return lines
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _is_number(heading: str) -> bool:
+    return heading not in ("figure", "target", "holds", "note", "tokens and format")
+
+
+def run_alone(
+    measure: Callable[[torch.device], list[Figure]],
+    about: str | None,
+    layout: Callable[[list[Figure]], Layout] = layout_in_rows,
+) -> None:
     """The command line of one benchmark: measures and prints."""
     argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     device = pick_device()
     console = Console()
     console.print(machine_line(device))
-    console.print(as_table(measure(device)))
-
-
-def as_table(figures: Iterable[Figure]) -> Table:
-    """For a terminal."""
-    table = Table()
-    for heading in ("figure", "value", "target", "holds", "floor", "note"):
-        table.add_column(heading, justify="right" if heading in ("value", "floor") else "left")
-    for figure in figures:
-        table.add_row(*cells(figure))
-    return table
-
-
-def cells(figure: Figure) -> tuple[str, str, str, str, str, str]:
-    """Name, value, target, verdict, floor and note as text."""
-    holds = {True: "yes", False: "no", None: ""}[figure.holds]
-    floor = "" if figure.floor is None else f"{figure.floor:.3g} {figure.unit}"
-    return figure.name, f"{figure.value:.4g} {figure.unit}", figure.target, holds, floor, figure.note
+    console.print(*as_terminal(layout(measure(device))))

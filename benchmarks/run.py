@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from figures import Figure, as_table, cells, machine_line, pick_device
+from figures import Figure, Layout, as_markdown, as_terminal, layout_in_rows, machine_line, pick_device
 from results import write_section
 from rich.console import Console
 
@@ -40,7 +40,7 @@ def main() -> None:
             console.print_exception()
             failed.append(name)
             continue
-        console.print(as_table(measured[name]))
+        console.print(*as_terminal(_layout(name, measured[name])))
         console.print(f"{name}: {time.perf_counter() - started:.0f} s", highlight=False)
     if arguments.json is not None:
         rows = [
@@ -56,6 +56,12 @@ def main() -> None:
         write_section(f"speed on {device.type}", _section(measured, machine, device))
 
 
+def _layout(name: str, figures: list[Figure]) -> Layout:
+    """The benchmark's own, if it has one."""
+    own = getattr(importlib.import_module(name), "layout", layout_in_rows)
+    return own(figures)
+
+
 def _section(measured: dict[str, list[Figure]], machine: str, device: torch.device) -> str:
     lines = [
         f"## Speed and memory, {device.type.upper()}",
@@ -69,14 +75,7 @@ def _section(measured: dict[str, list[Figure]], machine: str, device: torch.devi
     ]
     for name, figures in measured.items():
         about = (importlib.import_module(name).__doc__ or name).partition("\n")[0]
-        lines += [
-            "",
-            f"### {about}",
-            "",
-            "| figure | value | target | holds | floor | note |",
-            "|---|---:|---|---|---:|---|",
-        ]
-        lines += [f"| {' | '.join(cells(figure))} |" for figure in figures]
+        lines += ["", f"### {about}", "", *as_markdown(_layout(name, figures))[:-1]]
     missed = [figure.name for figures in measured.values() for figure in figures if figure.holds is False]
     lines += ["", "Every target holds." if not missed else f"Missed: {'; '.join(missed)}."]
     return "\n".join(lines)

@@ -98,7 +98,8 @@ class Run:
 
     Args:
         cached: whether the batch holds features, as the DataLoader gives them.
-        options: beyond those that all runs share; the alignment is on if it has the shape's prefix.
+        options: beyond those that all runs share, and `mixed_precision`, which is "no" without it; the alignment is on
+            if it has the shape's prefix.
     """
 
     def __init__(
@@ -111,9 +112,8 @@ class Run:
             pretrained_model_name_or_path=str(folder),
             model_type="full",
             train_from_scratch=True,
-            mixed_precision="bf16" if device.type == "cuda" else "no",
             max_train_steps=1000,
-            **options,
+            **{"mixed_precision": "no"} | options,
         )
         accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=device.type == "cpu")
         self.foundation: ModelFoundation = foundation_class(shape.family)(config, accelerator)
@@ -123,6 +123,10 @@ class Run:
                 TensorStore(folder), read_options(type(getattr(config, shape.prefix)), config), TEACHER, {}, {}, 1, 16.0
             )
         self.foundation.load_model()
+        if config.compile_model:
+            # Of two models of one class in a process, the second would run the first one's graph, without its capture.
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
+            self.foundation.model.compile()
         alignment = self.foundation.alignment
         self.projector = [] if alignment is None or alignment.projector is None else [*alignment.projector.parameters()]
         self.optimizer = torch.optim.AdamW([*self.foundation.trainable_parameters(), *self.projector], lr=1e-4)

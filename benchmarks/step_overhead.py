@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from figures import Figure, interleaved, median, median_ratio, run_alone
 from memory import mebibytes, peak_memory
 from runs import TEACHER, Run, Shape, transformer, unet, write_teacher
@@ -21,16 +22,30 @@ REPA: dict[str, Any] = {"crepa_enabled": True, "crepa_block_index": 4}
 UREPA: dict[str, Any] = {"urepa_enabled": True, "urepa_manifold_weight": 3.0}
 
 
+# How a run computes, by the name of its rows; the CPU has the first alone.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fp32": {"mixed_precision": "no"},
+    "bf16": {"mixed_precision": "bf16"},
+    "bf16, compiled": {"mixed_precision": "bf16", "compile_model": True},
+}
+
+
 def measure(device: torch.device) -> list[Figure]:
     batch = 8 if device.type == "cpu" else 64
+    repa, urepa = transformer(batch), unet(max(1, batch // 8))
+    figures = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         encoder = write_teacher(root / "teacher", "vit_small_patch14_dinov2")
         in_step = REPA | {"crepa_encoder": str(encoder), "crepa_encoder_image_size": 224, "crepa_feature_cache": False}
-        name = "REPA, 12 blocks × 384"
-        figures = _compared(name, transformer(batch), root / "sd3", device, REPA, at_most=1.03, in_step=in_step)
-        name = "U-REPA, UNet with a 16×16 middle"
-        return figures + _compared(name, unet(max(1, batch // 8)), root / "sd1x", device, UREPA, at_most=1.05)
+        for variant, options in list(VARIANTS.items())[: 1 if device.type == "cpu" else None]:
+            name = f"REPA, 12 blocks × 384, {variant}"
+            figures += _compared(
+                name, repa, root / "sd3", device, REPA | options, at_most=1.03, in_step=in_step | options
+            )
+            name = f"U-REPA, UNet with a 16×16 middle, {variant}"
+            figures += _compared(name, urepa, root / "sd1x", device, UREPA | options, at_most=1.05)
+    return figures
 
 
 def _compared(
@@ -43,9 +58,11 @@ def _compared(
     at_most: float,
     in_step: dict[str, Any] | None = None,
 ) -> list[Figure]:
+    AcceleratorState._reset_state()  # a process has one precision otherwise
+    plain = {key: value for key, value in options.items() if not key.startswith(shape.prefix)}
     ended: dict[str, Any] = {f"{shape.prefix}_cutoff_step": 1}
     runs = {
-        "without": Run(shape, folder, device),
+        "without": Run(shape, folder, device, **plain),
         "cached": Run(shape, folder, device, **options),
         "ended": Run(shape, folder, device, **options, **ended),
     }
@@ -54,13 +71,14 @@ def _compared(
     seconds = interleaved({key: run.step for key, run in runs.items()}, repeats=REPEATS[device.type], device=device)
     times = ", ".join(f"{key} {1000 * median(values):.0f} ms" for key, values in seconds.items())
     shape_tapped, tapped = runs["cached"].tapped()
-    floor = 1 + _alignment_flops(shape, runs["cached"], shape_tapped) / _flops(runs["without"].step)
+    operations = {key: _flops(runs[key].step) for key in runs if key in ("without", "in step")}
+    cached = operations["without"] + _alignment_flops(shape, runs["cached"], shape_tapped)
     figures = [
         Figure(
             f"{name}: step from the cache / without",
             median_ratio(seconds, "cached", "without"),
             at_most=at_most,
-            floor=floor,
+            floor=cached / operations["without"],
             note=times,
         ),
         Figure(
@@ -71,31 +89,42 @@ def _compared(
         ),
     ]
     if in_step is not None:
-        ratio = median_ratio(seconds, "in step", "cached")
-        figures.append(Figure(f"{name}: step with a ViT-S/14 at 224 in it / from the cache", ratio))
+        figures.append(
+            Figure(
+                f"{name}: step with a ViT-S/14 at 224 in it / from the cache",
+                median_ratio(seconds, "in step", "cached"),
+                floor=operations["in step"] / cached,
+            )
+        )
     return figures + _memory(name, runs, device, tapped, 1.5 if shape.prefix == "crepa" else None)
 
 
 def _memory(name: str, runs: dict[str, Run], device: torch.device, tapped: int, at_most: float | None) -> list[Figure]:
-    """The peak of a step against `tapped` bytes of hidden states, and what the projector holds between steps."""
+    """The peak of a step against `tapped` bytes of hidden states, and what is held between steps as well."""
     without, cached = (peak_memory(runs[key].step, device) for key in ("without", "cached"))
-    held = sum(4 * parameter.nbytes for parameter in runs["cached"].projector)  # weights, gradients, AdamW's averages
+    weights = sum(parameter.nbytes for parameter in runs["cached"].projector)
+    held = 3 * weights + runs["cached"].feature_bytes  # the weights and AdamW's two averages of them
     note = f"{mebibytes(cached - without)} more than {mebibytes(without)}; tapped {mebibytes(tapped)}"
     return [
         Figure(
-            f"{name}: more memory at the peak of a step, beyond batch and projector / tapped tensors",
+            f"{name}: more memory at the peak of a step / tapped tensors",
             (cached - without) / tapped,
             at_most=at_most,
-            floor=1 + sum(parameter.nbytes for parameter in runs["cached"].projector) / tapped,
-            note=note,
+            floor=1 + weights / tapped,
+            note=f"{note}; above what is held when the step begins",
         ),
-        Figure(f"{name}: the projector with its gradients and optimizer state", held / 2**20, "MiB"),
-        Figure(f"{name}: the batch's features", runs["cached"].feature_bytes / 2**20, "MiB"),
+        Figure(
+            f"{name}: the same with what is held when the step begins",
+            (cached - without + held) / tapped,
+            floor=1 + (weights + held) / tapped,
+            note=f"projector and its optimizer state {mebibytes(3 * weights)}, the batch's features "
+            f"{mebibytes(runs['cached'].feature_bytes)}",
+        ),
     ]
 
 
 def _flops(step: Callable[[], None]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
 
