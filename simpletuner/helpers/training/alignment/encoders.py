@@ -54,14 +54,9 @@ class TimmViT(Encoder):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model: Any = model
-        patch_embed = getattr(model, "patch_embed", None)
-        if patch_embed is None or not hasattr(model, "num_prefix_tokens"):
-            raise UnusableEncoderError(
-                f"{type(model).__name__} is no vision transformer with patch tokens; choose a ViT of timm as encoder."
-            )
         configuration = cast(dict, model.pretrained_cfg)
         self.width = cast(int, model.num_features)
-        self.patch = patch_embed.patch_size[0]
+        self.patch = cast(int, model.patch_embed.patch_size[0])
         self.native_size = configuration["input_size"][-1]
         self.mean, self.std = tuple(configuration["mean"]), tuple(configuration["std"])
 
@@ -215,13 +210,18 @@ def _told(name: str) -> Iterator[None]:
 def _make_model(name: str, *, pretrained: bool = False) -> Any:
     """timm's model, on whatever device is the default, with the normalisation of its images as `pretrained_cfg`."""
     facts = _local_facts(name) if Path(name).exists() else {}
-    model: Any = timm.create_model(
-        _architecture(name),
-        pretrained=pretrained,
-        num_classes=0,
-        dynamic_img_size=True,
-        **facts.get("model_args", {}),
-    )
+    architecture = _architecture(name)
+    no_vit = f"The encoder {name!r}, {architecture}, is no vision transformer with patch tokens: choose a ViT of timm."
+    try:
+        model: Any = timm.create_model(
+            architecture, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **facts.get("model_args", {})
+        )
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+        raise UnusableEncoderError(no_vit) from error
+    if not hasattr(model, "patch_embed") or not hasattr(model, "num_prefix_tokens"):
+        raise UnusableEncoderError(no_vit)
     model.pretrained_cfg.update(facts.get("pretrained_cfg", {}))
     return model
 

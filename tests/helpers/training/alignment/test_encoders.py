@@ -190,10 +190,11 @@ def test_an_encoder_that_cannot_be_loaded_is_named(
 
 
 @pytest.mark.parametrize("use", [load_encoder, describe_encoder])
-def test_what_has_no_patch_tokens_is_refused(use: Callable[[str], object], tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet"}))
-    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=str(tmp_path)):
+@pytest.mark.parametrize("architecture", ["test_resnet", "swin_tiny_patch4_window7_224"])
+def test_what_has_no_patch_tokens_is_refused(use: Callable[[str], object], architecture: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
+    save_file(timm.create_model(architecture, num_classes=0).state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{architecture}.*choose a ViT"):
         use(str(tmp_path))
 
 
