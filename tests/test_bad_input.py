@@ -472,7 +472,7 @@ def test_ctrl_c_before_the_first_step(command: Command, own_data: Path, monkeypa
     monkeypatch.setattr(trainer, "build_caches", interrupted)
     outcome = command("train", own_data)
     assert (outcome.code, outcome.errors) == (130, [])
-    assert outcome.err.startswith("Stopped before the first step.")
+    assert outcome.err.startswith("Stopped while preparing.")
 
 
 def test_what_a_user_sees(own_data: Path, tmp_path: Path) -> None:

@@ -263,9 +263,14 @@ class StoreWriter:
             self._path.replace(self._path.with_suffix(SHARD))
         else:
             self._path.unlink()
+        self._drop_lock()
+        self._environment = None
+
+    def _drop_lock(self) -> None:
+        assert self._lock is not None
         Path(self._lock.name).unlink()
         self._lock.close()
-        self._environment = self._lock = None
+        self._lock = None
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -289,8 +294,11 @@ class StoreWriter:
             if self._path.exists() or self._path.with_suffix(SHARD).exists():
                 continue
             self._lock = _lock(self._path)
-            if self._lock is not None and not self._path.with_suffix(SHARD).exists():  # which may just have come
+            if self._lock is None:
+                continue
+            if not self._path.with_suffix(SHARD).exists():
                 break
+            self._drop_lock()  # another builder has just finished this one
         self._environment = _open_for_writing(self._path)
         return self._environment
 

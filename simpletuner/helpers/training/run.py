@@ -64,7 +64,7 @@ def _prepared(console: Console, config: Config, prepare: Callable[[], Prepared])
         _say(console, "error", _told(error, config) or str(error))
         return RUN_ERROR
     except KeyboardInterrupt:
-        _say(console, "Stopped", "before the first step. What is cached so far is kept; start again to go on.")
+        _say(console, "Stopped", "while preparing. What is cached so far is kept; start again to go on.")
         return INTERRUPTED
 
 
