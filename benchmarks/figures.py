@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -88,6 +89,14 @@ def machine_ready(device: torch.device) -> None:
 def median_ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> float:
     """The median of the ratios of neighbours in time."""
     return statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
+
+
+def interval(seconds: Mapping[str, list[float]], over: str, under: str) -> str:
+    """Between which the median ratio of repeats like these lies in nine of ten runs, from redrawn repeats."""
+    ratios = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
+    draw = random.Random(0)
+    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
+    return f"{medians[100]:.3f} to {medians[-100]:.3f} in nine of ten runs"
 
 
 def median(seconds: Iterable[float]) -> float:
