@@ -17,6 +17,8 @@ from memory import mebibytes, peak_memory
 from runs import TEACHER, Run, Shape, transformer, unet, write_teacher
 from torch.utils.flop_counter import FlopCounterMode
 
+from simpletuner.helpers.training.alignment.eager import CHUNKS
+
 REPEATS = {"cpu": 21, "cuda": 50}
 FEWER = 5  # of the step with the encoder, whose ratio is far from 1
 REPA: dict[str, Any] = {"crepa_enabled": True, "crepa_block_index": 4}
@@ -77,7 +79,7 @@ def _compared(
     times = ", ".join(f"{key} {1000 * median(values):.0f} ms" for key, values in seconds.items())
     spread = {key: interval(seconds, key, "without") for key in ("cached", "ended")}
     shape_tapped, tapped = runs["cached"].tapped()
-    operations = {key: _flops(runs[key].step) for key in runs if key in ("without", "in step")}
+    operations = {key: _flops(runs[key].step) for key in runs if key != "cached"}
     cached = operations["without"] + _alignment_flops(shape, runs["cached"], shape_tapped)
     figures = [
         Figure(
@@ -92,7 +94,7 @@ def _compared(
             median_ratio(seconds, "ended", "without"),
             at_most=1.01,
             floor=1.0,
-            note=spread["ended"],
+            note=f"{spread['ended']}; operations {operations['ended'] / operations['without']:.6g} ×",
         ),
     ]
     if in_step is not None:
@@ -104,10 +106,12 @@ def _compared(
                 note=f"in step {1000 * median(with_encoder['in step']):.0f} ms",
             )
         )
-    return figures + _memory(name, runs, device, tapped, 1.5 if shape.prefix == "crepa" else None)
+    return figures + _memory(name, runs, shape, device, tapped, 1.5 if shape.prefix == "crepa" else None)
 
 
-def _memory(name: str, runs: dict[str, Run], device: torch.device, tapped: int, at_most: float | None) -> list[Figure]:
+def _memory(
+    name: str, runs: dict[str, Run], shape: Shape, device: torch.device, tapped: int, at_most: float | None
+) -> list[Figure]:
     """The peak of a step against `tapped` bytes of hidden states, and what is held between steps as well."""
     without, cached = (peak_memory(runs[key].step, device) for key in ("without", "cached"))
     weights = sum(parameter.nbytes for parameter in runs["cached"].projector)
@@ -118,17 +122,28 @@ def _memory(name: str, runs: dict[str, Run], device: torch.device, tapped: int, 
             f"{name}: more memory at the peak of a step / tapped tensors",
             (cached - without) / tapped,
             at_most=at_most,
-            floor=1 + weights / tapped,
+            floor=1 + (weights + _one_chunk(shape)) / tapped,
             note=f"{note}; above what is held when the step begins",
         ),
         Figure(
             f"{name}: the same with what is held when the step begins",
             (cached - without + held) / tapped,
-            floor=1 + (weights + held) / tapped,
+            floor=1 + (weights + _one_chunk(shape) + held) / tapped,
             note=f"projector and its optimizer state {mebibytes(3 * weights)}, the batch's features "
             f"{mebibytes(runs['cached'].feature_bytes)}",
         ),
     ]
+
+
+def _one_chunk(shape: Shape) -> int:
+    """Bytes of tokens on the teacher's grid while the loss is worked out, for the samples that it takes at once.
+
+    Both sides as they are and normalised, and a gradient. REPA's few are freed before its peak, which is when the
+    backward pass begins.
+    """
+    if shape.prefix == "crepa":
+        return 0
+    return 5 * max(1, shape.latents[0] // CHUNKS) * shape.teacher.tokens * TEACHER.width * 4
 
 
 def _flops(step: Callable[[], None]) -> int:
