@@ -64,11 +64,16 @@ def cache(arguments: argparse.Namespace, options: list[str]) -> int:
 
     Reads what is there already and makes only what is missing or damaged.
     """
+    if arguments.samples is not None and not arguments.dry_run:
+        print("error: --samples is for --dry-run, which estimates and encodes nothing.", file=sys.stderr)
+        return CONFIGURATION_ERROR
     config = _valid_config(arguments, options)
     if config is None:
         return CONFIGURATION_ERROR
-    from simpletuner.helpers.training.run import run_caching
+    from simpletuner.helpers.training.run import run_caching, run_estimate
 
+    if arguments.dry_run:
+        return leave(run_estimate(config, samples=arguments.samples))
     return leave(run_caching(config, rebuild=arguments.rebuild))
 
 
@@ -87,7 +92,181 @@ def leave(code: int) -> int:
 
 def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_argument(parser)
-    parser.add_argument("--rebuild", action="store_true", help="replace the cached teacher features by new ones")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--rebuild", action="store_true", help="replace the cached teacher features by new ones")
+    modes.add_argument("--dry-run", action="store_true", help="print the disk that is needed, and encode nothing")
+    parser.add_argument(
+        "--samples", type=_whole_number(1, 10**9), metavar="N", help="with --dry-run: what so many samples would take"
+    )
+
+
+def imagenet(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Make what a data set of ImageNet needs: a list of sampled images, and the names of its classes."""
+    from simpletuner.helpers.data.imagenet import run_class_names, run_sample
+
+    try:
+        if arguments.what == "sample":
+            run_sample(
+                arguments.root,
+                arguments.output,
+                per_class=arguments.per_class,
+                seed=arguments.seed,
+                class_names=arguments.class_names,
+                workers=arguments.workers,
+            )
+        else:
+            run_class_names(arguments.output, root=arguments.root, names=arguments.names)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return CONFIGURATION_ERROR
+    return 0
+
+
+def _add_imagenet_arguments(parser: argparse.ArgumentParser) -> None:
+    makes = parser.add_subparsers(dest="what", required=True, metavar="what")
+    sample = makes.add_parser(
+        "sample",
+        help="list images drawn from every class",
+        description="Draw images of every class and list them in a CSV. Its paths are relative to "
+        "DIR/Data/CLS-LOC/train, the instance_data_dir of the data set.",
+        allow_abbrev=False,
+    )
+    sample.add_argument("--root", type=Path, metavar="DIR", required=True, help="folder with Data/CLS-LOC/train")
+    sample.add_argument("--output", type=Path, metavar="FILE", required=True, help="the CSV that is written")
+    sample.add_argument(
+        "--per-class", type=_whole_number(1, 10**6), default=200, metavar="N", help="images of each (%(default)s)"
+    )
+    sample.add_argument("--seed", type=_whole_number(0, MOST_SEED), default=0, help="(%(default)s)")
+    sample.add_argument(
+        "--class-names", type=Path, metavar="FILE", help="JSON of all classes, by which they are numbered"
+    )
+    sample.add_argument(
+        "--workers", type=_whole_number(0, 256), default=8, metavar="N", help="images read at once (%(default)s)"
+    )
+    classes = makes.add_parser(
+        "classes",
+        help="write the names of the classes",
+        description="Write the name of every class as JSON: torchvision's 1000 names of ImageNet, or those of a file.",
+        allow_abbrev=False,
+    )
+    classes.add_argument("--output", type=Path, metavar="FILE", required=True, help="the JSON file that is written")
+    classes.add_argument("--root", type=Path, metavar="DIR", help="folder with Data/CLS-LOC/train, for the synsets")
+    classes.add_argument("--names", type=Path, metavar="FILE", help="JSON of names instead of torchvision's")
+
+
+def evaluate(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Compare samples of a trained model with real images: FID and others, or a distance in an encoder's features.
+
+    Samples that are there already are kept: the same command goes on where it was stopped. `accelerate launch` splits
+    the sampling over processes.
+    """
+    config = _valid_config(arguments, options)
+    if config is None:
+        return CONFIGURATION_ERROR
+    from simpletuner.helpers.training.run import run_evaluation
+
+    return leave(run_evaluation(config, arguments.checkpoint))
+
+
+def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_argument(parser)
+    parser.add_argument(
+        "--checkpoint",
+        default="latest",
+        metavar="WHICH",
+        help="latest, the number of a step, a checkpoint's folder, or none for the untrained model (%(default)s)",
+    )
+
+
+def ablate(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Train and evaluate a declared set of runs that differ in a few options, and compare them.
+
+    What is there already is kept: the same command goes on where it was stopped.
+    """
+    from simpletuner.evaluation.ablation import run_ablation
+
+    try:
+        return run_ablation(arguments.config, only=arguments.only or ())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return CONFIGURATION_ERROR
+
+
+def _add_ablate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", required=True, help="JSON with base, output_dir, runs")
+    parser.add_argument(
+        "--only", nargs="+", metavar="RUN", help="these runs alone, so that machines can share the work"
+    )
+
+
+def report(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Compare trained runs with a baseline: did alignment help, by which measures and by how much?
+
+    The runs share model, data and teacher. Numbers, figures and a text are written.
+    """
+    configs = [_checked_config(path) for path in (arguments.baseline, *arguments.config)]
+    valid = [config for config in configs if config is not None]
+    if len(valid) < len(configs):
+        return CONFIGURATION_ERROR
+    from simpletuner.evaluation.report import ReportSettings, write_report
+    from simpletuner.helpers.training.run import run_task
+
+    settings = ReportSettings(
+        output=arguments.output,
+        images=arguments.images,
+        checkpoint=arguments.checkpoint,
+        samples=arguments.samples,
+        sample_steps=arguments.sample_steps,
+        guidance=arguments.guidance,
+        seed=arguments.seed,
+        notice=arguments.notice,
+    )
+    return run_task(valid[0], lambda: print(f"Written: {write_report(valid[0], valid[1:], settings)}"))
+
+
+def _guidance_scale(text: str) -> float:
+    """Reads a number from 0 to 1000, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1000")
+    return value
+
+
+def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--baseline", type=Path, metavar="FILE", required=True, help="config.json of the baseline run")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        action="append",
+        help="config.json of an aligned run; may be given several times",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="folder of the report")
+    parser.add_argument(
+        "--images", type=_whole_number(16, 10**5), default=256, metavar="N", help="images compared on (%(default)s)"
+    )
+    parser.add_argument(
+        "--checkpoint", default="latest", metavar="STEP", help="of every run: latest, or a step (%(default)s)"
+    )
+    parser.add_argument(
+        "--samples",
+        type=_whole_number(0, 64),
+        default=8,
+        metavar="N",
+        help="prompts sampled by every run (%(default)s)",
+    )
+    parser.add_argument(
+        "--sample-steps", type=_whole_number(1, 1000), default=30, metavar="N", help="of these (%(default)s)"
+    )
+    parser.add_argument(
+        "--guidance", type=_guidance_scale, default=5.0, metavar="SCALE", help="of these (%(default)s; 1: none)"
+    )
+    parser.add_argument("--seed", type=_whole_number(0, MOST_SEED), default=0, help="of all noise (%(default)s)")
+    parser.add_argument("--notice", metavar="TEXT", help="is put at the top of the report")
 
 
 def demo(arguments: argparse.Namespace, options: list[str]) -> int:
@@ -121,10 +300,14 @@ def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _valid_config(arguments: argparse.Namespace, options: list[str]) -> Config | None:
     """The configuration if it is valid; its problems are printed."""
+    return _checked_config(arguments.config, options)
+
+
+def _checked_config(path: Path, options: Sequence[str] = ()) -> Config | None:
     from simpletuner.configuration import check_config_file
     from simpletuner.helpers.models.registry import FAMILIES
 
-    config, problems = check_config_file(arguments.config, options, FAMILIES)
+    config, problems = check_config_file(path, list(options), FAMILIES)
     print_problems(problems)
     return config
 
@@ -163,6 +346,10 @@ def _add_json_argument(parser: argparse.ArgumentParser) -> None:
 COMMANDS = {
     "train": Command("train a model", train, add_config_argument, takes_options=True),
     "cache": Command("encode the data before training", cache, _add_cache_arguments, takes_options=True),
+    "imagenet": Command("sample ImageNet and name its classes", imagenet, _add_imagenet_arguments),
+    "evaluate": Command("measure samples of a trained model", evaluate, _add_evaluate_arguments, takes_options=True),
+    "ablate": Command("train, evaluate and compare runs that differ in a few options", ablate, _add_ablate_arguments),
+    "report": Command("compare trained runs: did alignment help?", report, _add_report_arguments),
     "demo": Command("see what REPA does, in a few minutes on a CPU", demo, _add_demo_arguments),
     "check": Command("check a configuration without loading weights", check, add_config_argument, takes_options=True),
     "families": Command("list the model families that can be trained", list_families, _add_json_argument),

@@ -481,7 +481,8 @@ def test_what_a_user_sees(own_data: Path, tmp_path: Path) -> None:
     truncate(truncated)
     done = run("-m", "simpletuner.cli", "train", "--config", str(own_data), "--report_to", "tensorboard")
     assert (done.returncode, done.stdout) == (0, "")
-    warning, step, *_, last = done.stderr.splitlines()
+    warning, *checks, step, last = done.stderr.splitlines()
     assert warning == f"warning: small: skipped 1 of 7 files: {truncated}: image file is truncated"
+    assert checks[0].startswith("✓ model ") and all(check.startswith("✓ ") for check in checks)
     assert step.startswith("step 1/1  loss ")
     assert last == f"Done after step 1; the model is in {tmp_path / 'run'}."

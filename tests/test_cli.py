@@ -14,7 +14,9 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from simpletuner.cli import COMMANDS, MOST_SEED, main
+from simpletuner.configuration import has_errors
 from simpletuner.configuration.general import MAX_SEED
+from simpletuner.evaluation.ablation import read_ablation, write_configs
 from tests.helpers.data.caches import contents
 from tests.runs import metrics, run, write_config
 
@@ -77,17 +79,36 @@ def test_seeds_of_the_demo_are_those_of_a_run() -> None:
     assert MOST_SEED == MAX_SEED
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("[!m]*.json")))
-def test_examples_are_valid(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As from the root of the repository, once the folders that the data sets name are there."""
+def example_names(*, ablations: bool) -> list[str]:
+    """The examples that are configurations, or those that declare several runs of one."""
+    paths = EXAMPLES.glob("[!m]*.json")
+    return sorted(path.name for path in paths if path.stem.endswith("-ablation") is ablations)
+
+
+@pytest.fixture
+def beside_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As at the root of the repository, once the folders and files that the data sets name are there."""
     shutil.copytree(EXAMPLES, tmp_path / "config" / "examples")
     for listing in EXAMPLES.glob("multidatabackend-*.json"):
         for entry in json.loads(listing.read_text()):
-            (tmp_path / entry["instance_data_dir"]).mkdir(parents=True)
+            folder = tmp_path / entry["instance_data_dir"]
+            folder.mkdir(parents=True, exist_ok=True)
+            for key in entry.keys() & {"metadata_file", "class_names"}:
+                (folder / entry[key]).touch()
     monkeypatch.chdir(tmp_path)
-    assert main(["check", "--config", f"config/examples/{name}"]) == 0, capsys.readouterr().err
+    return Path("config/examples")
+
+
+@pytest.mark.parametrize("name", example_names(ablations=False))
+def test_examples_are_valid(name: str, beside_examples: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config", str(beside_examples / name)]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", example_names(ablations=True))
+def test_runs_of_example_ablations_are_valid(name: str, beside_examples: Path) -> None:
+    _, runs = read_ablation(beside_examples / name)
+    problems = write_configs(runs)
+    assert runs and not has_errors(problems), problems
 
 
 def test_options_as_json(capsys: pytest.CaptureFixture[str]) -> None:

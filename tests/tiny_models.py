@@ -36,13 +36,13 @@ def _library(kind: type) -> str:
     return path[2] if path[:2] == ["diffusers", "pipelines"] else path[0]
 
 
-def tiny_teacher(root: Path) -> Path:
-    """Writes `root/teacher`, a DINOv2 of timm with one block and width 16, and returns it."""
+def tiny_teacher(root: Path, width: int = 16) -> Path:
+    """Writes `root/teacher`, a DINOv2 of timm with one block, and returns it."""
     folder = root / "teacher"
     folder.mkdir()
     facts = {
         "architecture": "vit_small_patch14_dinov2",
-        "model_args": {"depth": 1, "embed_dim": 16, "num_heads": 2, "img_size": 56},
+        "model_args": {"depth": 1, "embed_dim": width, "num_heads": 2, "img_size": 56},
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)

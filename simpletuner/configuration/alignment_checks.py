@@ -200,7 +200,7 @@ def feature_cache(config: Config, family: Family | None) -> Problems:
         if isinstance(options, CrepaOptions) and options.feature_source == "backbone":
             continue
         if options.use_tae:
-            for name in ("feature_cache_dtype", "feature_cache_dim"):
+            for name in ("feature_cache_dtype", "feature_cache_dim", "feature_cache_normalized"):
                 if getattr(options, name) != type(options).model_fields[name].default:
                     message = f"has no effect: with {options.key('use_tae')} features are made in the step"
                     yield warning(options.key(name), message, f"Remove it, or {options.key('use_tae')}.")
@@ -208,6 +208,9 @@ def feature_cache(config: Config, family: Family | None) -> Problems:
         if dim is not None and width is not None and dim > width:
             message = f"{dim} is more than the width of {options.encoder}, {width}"
             yield Problem(options.key("feature_cache_dim"), message, "Use 128, or remove it to keep the whole width.")
+        if dim is not None and options.feature_cache_normalized:
+            message = f"is on, but {options.key('feature_cache_dim')} whitens the tokens, which undoes it"
+            yield Problem(options.key("feature_cache_normalized"), message, "Remove one of them.")
 
 
 def _enabled(config: Config) -> Iterator[AlignmentOptions]:

@@ -91,6 +91,12 @@ class AlignmentOptions(PrefixedOptions):
         help="Whitens cached features to this many dimensions; 128 is enough and saves much disk space. None keeps "
         "the teacher's width.",
     )
+    feature_cache_normalized: bool = alignment_option(
+        False,
+        depends_on="{x}_feature_cache",
+        help="Keeps cached tokens at unit length. The losses compare directions, so it changes little but the range "
+        "of the numbers.",
+    )
     scheduler: Literal["constant", "linear", "cosine", "polynomial"] = alignment_option(
         "constant",
         depends_on="{x}_enabled",

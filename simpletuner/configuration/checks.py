@@ -9,6 +9,7 @@ from simpletuner.configuration.alignment_checks import ALIGNMENT_RULES
 from simpletuner.configuration.config import Config
 from simpletuner.configuration.dataset import check_entries, load_dataset_config
 from simpletuner.configuration.dependencies import without_effect
+from simpletuner.configuration.evaluation_checks import EVALUATION_RULES
 from simpletuner.configuration.family import Family, family_of_folder, with_local_facts
 from simpletuner.configuration.general_checks import GENERAL_RULES
 from simpletuner.configuration.loading import load_valid_part
@@ -25,7 +26,8 @@ def check(config: Config, family: Family | None, model_depth: int | None = None)
     """
     if family is not None and model_depth is not None:
         family = family.with_depth(model_depth)
-    problems = [problem for rule in (*GENERAL_RULES, *ALIGNMENT_RULES) for problem in rule(config, family)]
+    rules = (*GENERAL_RULES, *EVALUATION_RULES, *ALIGNMENT_RULES)
+    problems = [problem for rule in rules for problem in rule(config, family)]
     named = {problem.option for problem in problems}
     return problems + [problem for problem in without_effect(config) if problem.option not in named]
 

@@ -18,6 +18,7 @@ from simpletuner.configuration.fields import OptionGroup
 from simpletuner.configuration.general import (
     CheckpointOptions,
     DataOptions,
+    EvaluationOptions,
     ModelOptions,
     OptimisationOptions,
     RunOptions,
@@ -37,6 +38,7 @@ else:
 class Config(
     AlignmentKeys,
     RunOptions,
+    EvaluationOptions,
     ValidationOptions,
     CheckpointOptions,
     OptimisationOptions,

@@ -24,6 +24,9 @@ NOT_NEEDED = ("text_embeds", "image_embeds")
 
 MOST_MEGAPIXELS = 64
 
+CLASS_FIELD = "{class}"
+"""Where `caption_template` has the name of the class."""
+
 _entry = partial(option, tab="Data", section="Data set")
 _clip = partial(option, tab="Data", section="Clips")
 
@@ -46,18 +49,30 @@ class DatasetEntry(OptionGroup):
     dataset_type: Literal["image", "video"] = _entry("image", help="Whether the files are images or clips.")
     disabled: bool = _entry(False, help="Leaves this data set out.")
     instance_data_dir: str = _entry("", required=True, help="The folder with the files; subfolders are searched too.")
-    caption_strategy: Literal["textfile", "filename", "instanceprompt", "metadata", "folder"] = _entry(
+    caption_strategy: Literal["textfile", "filename", "instanceprompt", "metadata", "folder", "class"] = _entry(
         "textfile",
         help="Where captions come from: a .txt file beside each image, the file's name, instance_prompt for all, "
-        "metadata_file, or the name of the folder.",
+        "metadata_file, the name of the folder, or (class) the name of the class that metadata_file, a CSV, gives.",
     )
     instance_prompt: str | None = _entry(
         None, depends_on="caption_strategy=instanceprompt", help="The caption of every file."
     )
     metadata_file: str = _entry(
         "metadata.jsonl",
-        depends_on="caption_strategy=metadata",
-        help='File of JSON lines with "file_name" and "text", relative to instance_data_dir.',
+        depends_on="caption_strategy=metadata|class",
+        help='File of JSON lines with "file_name" and "text", relative to instance_data_dir. For class: the CSV of '
+        "`simpletuner imagenet sample`, there or in the working directory; only the files that it lists are used.",
+    )
+    class_names: str | None = _entry(
+        None,
+        depends_on="caption_strategy=class",
+        help='JSON file {"synset": "name", ...} of `simpletuner imagenet classes`, in instance_data_dir or in the '
+        "working directory.",
+    )
+    caption_template: str = _entry(
+        "a photo of a {class}",
+        depends_on="caption_strategy=class",
+        help="The caption, in which {class} is the name of the class.",
     )
     resolution: float | None = _entry(
         None, gt=0, help="Size of the images, in the unit of resolution_type. None takes the global resolution."
@@ -76,6 +91,14 @@ class DatasetEntry(OptionGroup):
         depends_on="crop",
         help="Which part of an image is kept: its centre. What is cached is one cut of each image, so there is no "
         "random one.",
+    )
+    crop_pct: float = _entry(
+        1.0,
+        gt=0,
+        le=1,
+        depends_on="crop",
+        help="Share of the side that is kept: images are resized to size / crop_pct and cut at the centre. 0.875 is "
+        "the usual Resize(256) and CenterCrop(224).",
     )
     horizontal_flip: bool = _entry(
         False, help="Shows every file mirrored too, as a sample of its own with latents and features of its own."
@@ -121,6 +144,12 @@ def check_entries(entries: list[DatasetEntry], config: Config, family: Family | 
     ]
 
 
+def entry_file(entry: DatasetEntry, name: str) -> Path:
+    """Where a file that an entry names lies: in its ``instance_data_dir``, or else where the name itself says."""
+    inside = local_path(entry.instance_data_dir) / local_path(name)
+    return inside if kind_of(inside) == "file" else local_path(name)
+
+
 def squares_mend(entry: DatasetEntry) -> str:
     """How a data set gives square images only."""
     return f"Set {'' if entry.crop else 'crop to true and '}crop_aspect to 'square'."
@@ -147,6 +176,8 @@ def _entry_problems(entry: DatasetEntry) -> Iterator[Problem]:
     elif entry.caption_strategy == "metadata" and kind_of(folder / entry.metadata_file) != "file":
         message = f"no such file in {entry.instance_data_dir!r}: {entry.metadata_file!r}"
         yield Problem("metadata_file", message, "Check the name, or choose another caption_strategy.")
+    if entry.caption_strategy == "class":
+        yield from _class_problems(entry)
     if entry.caption_strategy == "instanceprompt" and not entry.instance_prompt:
         yield Problem("instance_prompt", "is not set, but caption_strategy is instanceprompt", "Write the caption.")
     shortest, longest = entry.video.min_frames, entry.video.num_frames
@@ -160,6 +191,21 @@ def _entry_problems(entry: DatasetEntry) -> Iterator[Problem]:
     if cache is not None:
         yield Problem("cache_dir_vae", *cache)
     yield from without_effect(entry)
+
+
+def _class_problems(entry: DatasetEntry) -> Iterator[Problem]:
+    """What captions from classes need."""
+    files = {"metadata_file": (entry.metadata_file, "sample"), "class_names": (entry.class_names, "classes")}
+    for key, (name, command) in files.items():
+        mend = f"`simpletuner imagenet {command}` writes such a file."
+        if not name:
+            yield Problem(key, "is not set, but caption_strategy is class", mend)
+        elif kind_of(entry_file(entry, name)) != "file":
+            message = f"no such file in {entry.instance_data_dir!r} or the working directory: {name!r}"
+            yield Problem(key, message, f"Check the path; {mend}")
+    if CLASS_FIELD not in entry.caption_template:
+        message = f"{entry.caption_template!r} has no place for the name of the class"
+        yield Problem("caption_template", message, f"Write {CLASS_FIELD} where the name goes.")
 
 
 def _family_problems(entry: DatasetEntry, config: Config, family: Family) -> Iterator[Problem]:

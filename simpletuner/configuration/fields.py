@@ -53,7 +53,7 @@ def option(
     ``depends_on`` names the option that must be on for this one to have an effect: ``"use_ema"`` (true, non-zero,
     not empty), ``"lr_scheduler=cosine|linear"`` (one of these values), or several of them joined by ``" or "``.
     ``required`` marks an option whose empty default is not enough for a run (see ``checks``). ``example`` shows the
-    form of a text that has a ``pattern``.
+    form of a text that has a ``pattern``, or of a list of numbers.
     """
     extra: Any = {
         "tab": tab,
@@ -106,7 +106,7 @@ class OptionInfo:
             listed = ", ".join(map(str, self.choices))
             return f"a list of: {listed}" if self.type == "list" else f"one of: {listed}"
         if self.example is not None:
-            return f"a text such as {self.example}"
+            return f"a {'list' if self.type == 'list' else 'text'} such as {self.example}"
         words = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "a text"}
         return words.get(self.type, "a list of texts") + self._range() + "".join(f', or "{w}"' for w in self.keywords)
 

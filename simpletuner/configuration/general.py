@@ -58,6 +58,19 @@ class ModelOptions(OptionGroup):
     lora_alpha: float | None = _lora(
         None, gt=0, help="Scale of the LoRA: the update is multiplied by alpha / rank. None means the rank."
     )
+    peft_lora_target_modules: list[str] | None = _lora(
+        None,
+        min_length=1,
+        help="Ends of the names of the linear layers and convolutions that get an adapter, such as to_q, to_out.0 or "
+        "conv1. None takes the family's: the attention.",
+    )
+    trainable_prefixes: list[str] | None = _model(
+        None,
+        min_length=1,
+        help="The only parts of the model that are trained, by the prefixes of their names, such as mid_block. or "
+        "up_blocks.0.: adapters are added there alone, and with model_type full the rest is frozen. None trains the "
+        "whole model.",
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] = _memory(
         "bf16", help="Number format of the forward pass; bf16 on recent GPUs, no on the CPU."
     )
@@ -93,6 +106,10 @@ class DataOptions(OptionGroup):
         64, ge=1, help="Sides of aspect buckets are multiples of this many pixels. 64 suits every family."
     )
     cache_dir: PathText = _cache("cache", min_length=1, help="Folder of the latent and text caches.")
+    vae_cache_dtype: Literal["fp32", "fp16", "bf16"] = _cache(
+        "fp32",
+        help="Number format of cached latents: fp16 and bf16 take half the disk space. Training widens them again.",
+    )
     vae_batch_size: int = _cache(4, ge=1, help="Images that the VAE encodes at once while the cache is built.")
     max_workers: int = _cache(2, ge=0, help="Processes that load samples in the background. 0 loads in the main one.")
 
@@ -214,6 +231,61 @@ class ValidationOptions(OptionGroup):
     )
     validation_num_video_frames: int | None = _when_validating(
         None, ge=1, help="Frames of a sampled clip (video families). None takes as many as the data set has."
+    )
+
+
+def _numbers_of_texts(value: object) -> object:
+    """The numbers of a list as the command line gives it, `0,0.7` or `[0, 0.7]`; what is none stays, to be refused."""
+    if not isinstance(value, list):
+        return value
+    try:
+        return [float(item.strip("[] ")) if isinstance(item, str) else item for item in value]
+    except ValueError:
+        return value
+
+
+_evaluation = partial(option, tab="Validation", section="Evaluation")
+
+
+class EvaluationOptions(OptionGroup):
+    """How samples of the model are compared with real images, by `simpletuner evaluate` and while it trains."""
+
+    eval_steps_interval: int = _evaluation(
+        0,
+        ge=0,
+        help="Optimizer steps between two evaluations while training, and one at the end. 0: none; `simpletuner "
+        "evaluate` makes them afterwards.",
+    )
+    num_eval_images: int = _evaluation(
+        5000, ge=2, help="Samples made at each evaluation. Papers compare FID of 50000; fewer give higher values."
+    )
+    evaluation_num_inference_steps: int = _evaluation(50, ge=1, help="Denoising steps of a sample.")
+    evaluation_guidance: float = _evaluation(
+        1.0, ge=0, help="Guidance scale of the samples. 1 samples without guidance, as papers first compare."
+    )
+    evaluation_guidance_interval: Annotated[list[float], BeforeValidator(_numbers_of_texts)] | None = _evaluation(
+        None,
+        example="[0, 0.7]",
+        help="Lowest and highest noise level, of 0 (data) to 1 (noise), between which there is guidance. None is "
+        "everywhere.",
+    )
+    evaluation_seed: int | None = _evaluation(
+        None, ge=0, le=2**63 - 1, help="Seed of the samples; with its number it decides each. None takes seed."
+    )
+    evaluation_batch_size: int = _evaluation(16, ge=1, help="Samples made at once on each device.")
+    evaluation_features: str = _evaluation(
+        "inception",
+        min_length=1,
+        help="Features in which samples and images are compared: inception for FID, or an encoder (timm/<name>, "
+        "dinov2_vitl14, efficientnet_lite0, a local folder) for a Fréchet distance of another name.",
+    )
+    evaluation_inception_weights: PathText | None = _evaluation(
+        None, help="File of torch-fidelity's Inception weights. None takes the library's own download."
+    )
+    evaluation_reference: PathText | None = _evaluation(
+        None,
+        help="Folder of images that samples are compared with; their centres are brought to the samples' size. None "
+        "takes the training's own images, cut as they are trained.",
     )
 
 

@@ -113,6 +113,9 @@ def model_type(config: Config, family: Family | None) -> Problems:
     if config.train_from_scratch and config.model_type == "lora":
         message = "is on, but model_type is lora: adapters would train beside frozen random weights"
         yield Problem("train_from_scratch", message, "Set model_type to full.")
+    elif config.train_from_scratch and config.trainable_prefixes is not None:
+        message = "is set, but train_from_scratch is on: the rest of the model would stay at its random weights"
+        yield Problem("trainable_prefixes", message, "Remove one of them.")
 
 
 def objective(config: Config, family: Family | None) -> Problems:

@@ -99,6 +99,18 @@ def test_good_configurations_have_no_problem(problems_of: Check, options: dict[s
             "more than the width of dinov2_",
         ),
         (
+            {**CREPA, "crepa_feature_cache_normalized": True, "crepa_feature_cache_dim": 128},
+            "crepa_feature_cache_normalized",
+            "error",
+            "crepa_feature_cache_dim whitens the tokens, which undoes it. Remove one of them",
+        ),
+        (
+            {**CREPA, "crepa_feature_cache": False, "crepa_feature_cache_normalized": True},
+            "crepa_feature_cache_normalized",
+            "warning",
+            "crepa_feature_cache is false",
+        ),
+        (
             {**CREPA, "crepa_use_tae": True, "crepa_feature_cache_dim": 128},
             "crepa_feature_cache_dim",
             "warning",

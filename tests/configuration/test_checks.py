@@ -39,6 +39,18 @@ from tests.configuration.conftest import FAMILIES, VIDEO, Check
             "496 or 512",
         ),
         ({"train_from_scratch": True}, "train_from_scratch", "error", "Set model_type to full"),
+        (
+            {"train_from_scratch": True, "model_type": "full", "trainable_prefixes": ["blocks."]},
+            "trainable_prefixes",
+            "error",
+            "the rest of the model would stay at its random weights",
+        ),
+        (
+            {"model_type": "full", "peft_lora_target_modules": ["to_q"]},
+            "peft_lora_target_modules",
+            "warning",
+            "model_type is 'full'",
+        ),
         ({"prediction_type": "flow_matching", "snr_gamma": 5.0}, "snr_gamma", "warning", "no effect"),
         ({"prediction_type": "epsilon", "flow_schedule_shift": 3.0}, "flow_schedule_shift", "warning", "no effect"),
         ({"ema_decay": 0.9}, "ema_decay", "warning", "use_ema is false"),

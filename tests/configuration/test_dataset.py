@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from simpletuner.configuration import Config
-from simpletuner.configuration.dataset import DatasetEntry, check_entries, load_dataset_config
+from simpletuner.configuration.dataset import DatasetEntry, check_entries, entry_file, load_dataset_config
 from tests.configuration.conftest import TRANSFORMER, VIDEO
 
 
@@ -54,6 +54,12 @@ def test_entries_as_simpletuner_writes_them(tmp_path: Path) -> None:
         ({"cache_dir_vae": __file__}, "cache_dir_vae", "is a file"),
         ({"instance_data_dir": 300 * "x"}, "instance_data_dir", "no such folder"),
         ({"caption_strategy": "metadata", "metadata_file": "a\0b"}, "metadata_file", "no such file"),
+        ({"caption_strategy": "class"}, "metadata_file", "`simpletuner imagenet sample` writes such a file"),
+        ({"caption_strategy": "class"}, "class_names", "is not set, but caption_strategy is class"),
+        ({"caption_strategy": "class", "class_names": "gone.json"}, "class_names", "no such file in"),
+        ({"caption_strategy": "class", "caption_template": "a photo"}, "caption_template", "Write {class} where"),
+        ({"crop_pct": 0}, "crop_pct", "more than 0 and at most 1"),
+        ({"crop_pct": 1.5}, "crop_pct", "more than 0 and at most 1"),
     ],
 )
 def test_errors(tmp_path: Path, values: dict[str, Any], key: str, words: str) -> None:
@@ -69,6 +75,9 @@ def test_errors(tmp_path: Path, values: dict[str, Any], key: str, words: str) ->
         ({"instance_prompt": "a cat"}, "instance_prompt"),
         ({"video": {"num_frames": 9}}, "video"),
         ({"crop": False, "crop_aspect": "square"}, "crop_aspect"),
+        ({"crop": False, "crop_pct": 0.9}, "crop_pct"),
+        ({"class_names": "names.json"}, "class_names"),
+        ({"caption_template": "{class}"}, "caption_template"),
     ],
 )
 def test_options_without_effect_are_warnings(tmp_path: Path, values: dict[str, Any], key: str) -> None:
@@ -116,3 +125,17 @@ def test_entries_fit_the_family(tmp_path: Path) -> None:
     assert "Use 49 or 53." in str(check_entries([odd], config, VIDEO)[0])
     (problem,) = check_entries([small], config, TRANSFORMER)
     assert problem.option == "data.json: small.resolution" and "Use 64 or 80." in problem.mend
+
+
+def test_class_files_lie_in_the_folder_or_where_one_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, here = tmp_path / "data", tmp_path / "here"
+    data.mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (data / "list.csv").touch()
+    (here / "names.json").touch()
+    values = entry(data, caption_strategy="class", metadata_file="list.csv", class_names="names.json")
+    ((mine,), problems) = load(tmp_path, values)
+    assert problems == {}
+    assert entry_file(mine, mine.metadata_file) == data / "list.csv"
+    assert entry_file(mine, "names.json").resolve() == here / "names.json"

@@ -59,13 +59,16 @@ def test_flags_are_parsed(tmp_path: Path, flags: list[str], name: str, value: ob
 @pytest.mark.parametrize("info", OPTIONS.values(), ids=OPTIONS)
 def test_every_option_is_a_flag(tmp_path: Path, info: Any) -> None:
     """Mistake 4: documented keys were rejected by the CLI."""
-    examples = {"boolean": "true", "integer": "7", "number": "0.5", "string": info.example or "text"}
-    text = str(info.choices[-1]) if info.choices else examples[info.type]
+    examples = {"boolean": "true", "integer": "7", "number": "0.5", "string": "text", "list": "text"}
+    text = str(info.choices[-1]) if info.choices else info.example or examples[info.type]
     if info.keywords:
         text = info.keywords[0]
     config = valid(tmp_path, {}, f"--{info.name}", text)
     written = getattr(config, info.name)
-    assert written == [text] if info.type == "list" else str(written).lower() == text
+    if info.type == "list":
+        assert written == (json.loads(text) if info.example else [text])
+    else:
+        assert str(written).lower() == text
 
 
 def test_aliases(tmp_path: Path) -> None:

@@ -55,11 +55,16 @@ def clip_length(available: int, wanted: int, frame_ratio: int) -> int:
     return 0 if longest < 1 else longest - (longest - 1) % frame_ratio
 
 
-def place(width: int, height: int, bucket: Bucket, *, crop: bool) -> Placement:
-    """The centre of the source that has the bucket's aspect; without ``crop``, all of it (stretched a little)."""
+def place(width: int, height: int, bucket: Bucket, *, crop: bool, crop_pct: float = 1.0) -> Placement:
+    """The centre of the source that has the bucket's aspect; without ``crop``, all of it (stretched a little).
+
+    Args:
+        crop_pct: in (0, 1]: the source is resized until it overlaps the bucket by 1 / ``crop_pct``, and then cut. 0.875
+            with a bucket of 224 pixels a side is Resize(256) and CenterCrop(224).
+    """
     if not crop:
         return Placement((0.0, 0.0, float(width), float(height)), (0, 0))
-    scale = max(bucket.width / width, bucket.height / height)
+    scale = max(bucket.width / width, bucket.height / height) / crop_pct
     left = max(0.0, (width - bucket.width / scale) / 2)
     top = max(0.0, (height - bucket.height / scale) / 2)
     return Placement((left, top, width - left, height - top), (round(top * scale), round(left * scale)))

@@ -199,7 +199,7 @@ def _fill_gaps(
     by_group = (list(group) for _, group in groupby(mine, key=lambda gap: gap.group))
     batches = (batch for group in by_group for batch in _chunks(group, config.vae_batch_size))
     read = ordered_map(partial(_with_pixels, features), batches, config.max_workers)
-    encoded = (_encoded(batch, pixels, foundation, config, features, teacher) for batch, pixels in read)
+    encoded = (_encoded(batch, pixels, foundation, config, caches, teacher) for batch, pixels in read)
     advance = progress.task("Encoding samples", len(gaps), unit="images")
     with _Writers(accelerator.process_index) as writers:
         # The disk works while the device encodes the next batch.
@@ -217,20 +217,21 @@ def _require_room(
     samples = [gap.sample for gap in gaps if gap.features is not None]
     needed, free = sum(map(features.stored_size, samples)), shutil.disk_usage(features.store.folder).free
     progress.say(
-        f"{len(samples)} samples need teacher features: {_told_bytes(needed / len(samples))} each, "
-        f"{_told_bytes(needed)} in all."
+        f"{len(samples)} samples need teacher features: {told_bytes(needed / len(samples))} each, "
+        f"{told_bytes(needed)} in all."
     )
     if needed > free:
         key = features.options.key
         raise DatasetError(
-            f"cache_dir: the teacher's features need {_told_bytes(needed)}, and {features.store.folder} has "
-            f"{_told_bytes(free)} free. Free space, set another folder, lower {key('encoder_image_size')}, set "
+            f"cache_dir: the teacher's features need {told_bytes(needed)}, and {features.store.folder} has "
+            f"{told_bytes(free)} free. Free space, set another folder, lower {key('encoder_image_size')}, set "
             f"{key('feature_cache_dtype')} to int8 or {key('feature_cache_dim')} to 128, or turn "
             f"{key('feature_cache')} off."
         )
 
 
-def _told_bytes(size: float) -> str:
+def told_bytes(size: float) -> str:
+    """A number of bytes for people to read."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.3g} {unit}"
@@ -254,11 +255,12 @@ def _encoded(
     pixels: Tensor,
     foundation: Encoder,
     config: Config,
-    features: FeatureCache | None,
+    caches: Caches,
     teacher: FeatureEncoder | None,
 ) -> tuple[int, Made]:
     """What is to be written for a batch, and how many samples that is."""
     made: Made = []
+    features = caches.features
     if batch[0].latents is not None:
         with torch.no_grad():
             latents = foundation.encode_pixels(pixels).cpu()
@@ -269,7 +271,10 @@ def _encoded(
                     f"others, the VAE in {config.pretrained_model_name_or_path!r} is damaged: get it again."
                 )
             assert gap.latents is not None
-            made.append((gap.latents, {"latents": latent}))
+            try:
+                made.append((gap.latents, caches.records.packed_latents(latent)))
+            except ValueError as error:
+                raise DatasetError(f"{gap.sample.path}: {error}. Set vae_cache_dtype to bf16 or fp32.") from error
     if batch[0].features is not None:
         assert features is not None and teacher is not None
         if batch[0].latents is not None:

@@ -1,4 +1,4 @@
-"""Captions: from a text file, the file name, ``metadata.jsonl``, one prompt, or the folder name."""
+"""Captions: from a text file, the file name, ``metadata.jsonl``, one prompt, the folder name, or a list of classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from simpletuner.configuration.dataset import DatasetEntry
+from simpletuner.configuration.dataset import CLASS_FIELD, DatasetEntry, entry_file
+from simpletuner.helpers.data.classes import CLASSES, read_class_names, read_image_list
 from simpletuner.helpers.data.errors import DatasetError, MediaError
 
 Captioner = Callable[[Path], str | None]
@@ -28,11 +29,33 @@ def captioner(entry: DatasetEntry, folder: Path) -> Captioner:
             return lambda path: entry.instance_prompt
         case "metadata":
             return partial(_listed, read_metadata(folder / entry.metadata_file))
+        case "class":
+            return partial(_listed, class_captions(entry, folder))
 
 
 def caption_source(entry: DatasetEntry, path: Path) -> Path:
     """The file in which the caption of ``path`` is looked for; ``path`` itself where there is no other."""
     return path.with_suffix(".txt") if entry.caption_strategy == "textfile" else path
+
+
+def class_captions(entry: DatasetEntry, folder: Path) -> dict[Path, str]:
+    """Captions of the files that ``metadata_file`` lists, made of ``caption_template`` and ``class_names``.
+
+    Raises ``DatasetError`` that names the file and the line.
+    """
+    assert entry.class_names is not None  # as the checks of the configuration have it
+    listing = entry_file(entry, entry.metadata_file)
+    names = read_class_names(entry_file(entry, entry.class_names))
+    captions = {synset: entry.caption_template.replace(CLASS_FIELD, name) for synset, name in names.items()}
+    found: dict[Path, str] = {}
+    for line, image in read_image_list(listing):
+        if image.synset not in captions:
+            raise DatasetError(
+                f"{listing}, line {line}: class_names ({entry.class_names}) has no name of the class {image.synset!r}. "
+                f"Add it there, or remove the line; {CLASSES} writes the names of all classes."
+            )
+        found[folder / image.img_path] = captions[image.synset]
+    return found
 
 
 def read_metadata(path: Path) -> dict[Path, str]:

@@ -19,6 +19,7 @@ from simpletuner.helpers.data.samples import Sample, spread_evenly
 from simpletuner.helpers.data.store import REBUILD, CacheMismatchError, TensorStore
 from simpletuner.helpers.training.alignment.encoders import EncoderFacts, describe_encoder
 from simpletuner.helpers.training.alignment.feature_cache import (
+    UNSTATED,
     Whitening,
     cache_identity,
     fit_whitening,
@@ -133,14 +134,17 @@ def claim_features(cache: FeatureCache) -> None:
         cell=cache.cell,
         dtype=options.feature_cache_dtype,
         dim=options.feature_cache_dim,
+        normalized=options.feature_cache_normalized,
     )
     named = {
         "encoder": "encoder",
         "size": "encoder_image_size",
         "dtype": "feature_cache_dtype",
         "width": "feature_cache_dim",
+        "normalised": "feature_cache_normalized",
     }
-    cache.store.claim("features", identity, {name: f"see {options.key(key)}" for name, key in named.items()})
+    mends = {name: f"see {options.key(key)}" for name, key in named.items()}
+    cache.store.claim("features", identity, mends, unstated=UNSTATED)
 
 
 class FeatureEncoder:
@@ -181,7 +185,8 @@ class FeatureEncoder:
         Raises ``ValueError`` where a feature isn't finite.
         """
         tokens = self._tokens(pixels, bucket)
-        packed = pack(tokens, self._cache.options.feature_cache_dtype)
+        options = self._cache.options
+        packed = pack(tokens, options.feature_cache_dtype, normalized=options.feature_cache_normalized)
         parts = {name: part.cpu() for name, part in packed.items()}
         return [{name: part[row] for name, part in parts.items()} for row in range(len(tokens))]
 

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from simpletuner.configuration.config import Config
@@ -19,6 +20,9 @@ from simpletuner.helpers.data.store import TensorStore
 
 _LAYOUT = 2
 """Raised when the way of making records changes, so that older ones are not used."""
+
+
+LATENT_FORMATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class Records:
         folder = local_path(config.pretrained_model_name_or_path)
         model = {"family": config.model_family, "model": config.pretrained_model_name_or_path}
         self._autoencoder: dict[str, Any] = model | {"files": _states(folder, "vae/**/*")}
+        self._latent_format = config.vae_cache_dtype
+        if self._latent_format != "fp32":  # which latents were kept in before there was a choice
+            self._autoencoder["dtype"] = self._latent_format
         files = _states(folder, "text_encoder*/**/*", "tokenizer*/**/*")
         self._text_model: dict[str, Any] = model | {"precision": config.mixed_precision, "files": files}
         if folder.is_dir() and not any(folder.glob("text_encoder*")):
@@ -58,8 +65,18 @@ class Records:
         self.text = TensorStore(local_path(config.cache_dir) / "text" / self._text_name)
 
     def latents(self, sample: Sample) -> Record:
-        """The record of ``latents``: depends on the file's content, its cut, and the VAE."""
+        """The record of ``latents``: depends on the file's content, its cut, the VAE, and the number format."""
         return Record(TensorStore(sample.latent_folder / self._latent_name), hash_key("latents", sample.cut))
+
+    def packed_latents(self, latents: Tensor) -> dict[str, Tensor]:
+        """What a record of ``latents`` keeps of finite ones, in the number format of `vae_cache_dtype`.
+
+        Raises ``ValueError`` where one is too large for it.
+        """
+        kept = latents.to(LATENT_FORMATS[self._latent_format])
+        if not kept.isfinite().all():
+            raise ValueError(f"latents up to {latents.abs().max():.3g} are too large for {self._latent_format}")
+        return {"latents": kept}
 
     def prompt(self, prompt: str) -> Record:
         """The record of a prompt's embeddings: depends on the prompt, the text encoders and their format."""

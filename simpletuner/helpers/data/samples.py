@@ -22,7 +22,8 @@ class Sample:
     ``id`` is unique (entry and path within its folder); ``digest`` is the hash of the file's content; ``width`` and
     ``height`` are the upright source's pixels. ``bucket.frames`` is the clip's length (1 for images), made of every
     ``frame_stride``-th frame of the file, and ``latent_frames`` what the VAE makes of it. ``mirrored`` ones
-    are seen left to right. ``repeats`` is how many more times than once the sample is seen in an epoch.
+    are seen left to right. ``crop`` and ``crop_pct`` are the data set's (see ``place``). ``repeats`` is how many more
+    times than once the sample is seen in an epoch.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Sample:
     latent_folder: Path
     frame_stride: int = 1
     crop: bool = True
+    crop_pct: float = 1.0
     mirrored: bool = False
     repeats: int = 0
 
@@ -48,7 +50,7 @@ class Sample:
     @property
     def placement(self) -> Placement:
         """The part of the source that fills the bucket."""
-        return place(self.width, self.height, self.bucket, crop=self.crop)
+        return place(self.width, self.height, self.bucket, crop=self.crop, crop_pct=self.crop_pct)
 
     def pixels(self, frames: Sequence[int] | None = None) -> Tensor:
         """``(T, 3, H, W)`` in [0, 1]: the VAE and the teacher both see exactly this.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from simpletuner.configuration.dataset import DatasetEntry, squares_mend
 from simpletuner.configuration.family import Family, with_local_facts
 from simpletuner.configuration.paths import kind_of, local_path
 from simpletuner.helpers.data.buckets import Bucket, area_side, bucket_size, clip_length
-from simpletuner.helpers.data.captions import caption_source, captioner
+from simpletuner.helpers.data.captions import Captioner, caption_source, captioner, class_captions
 from simpletuner.helpers.data.errors import DatasetError, MediaError
 from simpletuner.helpers.data.measures import Measure, measure_files
 from simpletuner.helpers.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -64,6 +64,7 @@ class _EntryScan:
     family: Family
     samples: list[Sample] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     no_caption: list[str] = field(default_factory=list)
     empty_caption: list[str] = field(default_factory=list)
@@ -71,8 +72,11 @@ class _EntryScan:
     def run(self) -> None:
         """Fills the lists. Raises ``DatasetError`` where nothing can be trained on."""
         side = self._target_side()
-        paths = self._files()
-        caption_of = captioner(self.entry, self._folder)
+        self._require_folder()
+        # Where the files are listed nothing else is looked at: there may be a million more.
+        listed = class_captions(self.entry, self._folder) if self._is_listed else None
+        caption_of: Captioner = captioner(self.entry, self._folder) if listed is None else listed.get
+        paths = self._files(_visible_files(self._folder) if listed is None else listed)
         index = local_path(self.config.cache_dir) / "files.jsonl"
         for path, found in measure_files(paths, self._file_frames, index, workers=self.config.max_workers):
             try:
@@ -82,7 +86,8 @@ class _EntryScan:
                 self._require_square(path, found, bucket)
                 caption = caption_of(path)
             except MediaError as error:
-                self.skipped.append(str(error))
+                absent = self._is_listed and not path.exists()
+                (self.missing if absent else self.skipped).append(str(path) if absent else str(error))
             else:
                 self._add(path, found, bucket, caption)
         self._require_something()
@@ -91,6 +96,10 @@ class _EntryScan:
         """Logs one line for each kind of fault."""
         total = self._kept + len(self.skipped)
         kinds = (
+            (
+                f"{len(self.missing)} files that {self.entry.metadata_file} lists are missing and are left out",
+                self.missing,
+            ),
             (f"skipped {len(self.skipped)} of {total} files", self.skipped),
             (f"ignored {len(self.ignored)} files of formats that are not read; convert them", self.ignored),
             (f"{len(self.no_caption)} captions are missing and count as the empty prompt", self.no_caption),
@@ -110,6 +119,15 @@ class _EntryScan:
         return sum(not sample.mirrored for sample in self.samples)
 
     @property
+    def _where(self) -> str:
+        return f"instance_data_dir of {self.entry.id!r}"
+
+    @property
+    def _is_listed(self) -> bool:
+        """Whether `metadata_file` says which files there are."""
+        return self.entry.caption_strategy == "class"
+
+    @property
     def _is_video(self) -> bool:
         return self.entry.dataset_type == "video"
 
@@ -119,18 +137,26 @@ class _EntryScan:
         video = self.entry.video
         return 1 + (video.num_frames - 1) * video.frame_stride if self._is_video else 1
 
-    def _files(self) -> list[Path]:
-        where = f"instance_data_dir of {self.entry.id!r}"
+    def _require_folder(self) -> None:
         if not self._folder.is_dir():
-            raise DatasetError(f"{where}: there is no folder {self._folder}. Make it or set another.")
+            raise DatasetError(f"{self._where}: there is no folder {self._folder}. Make it or set another.")
+
+    def _files(self, candidates: Iterable[Path]) -> list[Path]:
+        """Those that may be images or clips, sorted; others of such formats are noted."""
         suffixes = VIDEO_SUFFIXES if self._is_video else IMAGE_SUFFIXES
-        found = sorted(_visible_files(self._folder), key=lambda path: path.relative_to(self._folder).as_posix())
+        found = sorted(candidates, key=lambda path: path.relative_to(self._folder).as_posix())
         media = [path for path in found if path.suffix.lower() in suffixes]
         self.ignored = [str(path) for path in found if path.suffix.lower() in _OTHER_IMAGES | _OTHER_VIDEOS]
         if not media:
-            kinds = ", ".join(sorted(suffixes))
+            kinds, entry = ", ".join(sorted(suffixes)), self.entry
+            if self._is_listed:
+                raise DatasetError(
+                    f"metadata_file of {entry.id!r}: {entry.metadata_file} lists no {entry.dataset_type} ({kinds}). "
+                    "List some, or set another."
+                )
             raise DatasetError(
-                f"{where}: {self._folder} holds no {self.entry.dataset_type} ({kinds}). Put files there or set another."
+                f"{self._where}: {self._folder} holds no {entry.dataset_type} ({kinds}). Put files there or set "
+                "another."
             )
         return media
 
@@ -200,6 +226,7 @@ class _EntryScan:
             latent_folder=local_path(self.config.cache_dir) / "vae" if own is None else local_path(own),
             frame_stride=entry.video.frame_stride if self._is_video else 1,
             crop=entry.crop,
+            crop_pct=entry.crop_pct,
             repeats=entry.repeats,
         )
         self.samples.append(sample)
@@ -208,9 +235,15 @@ class _EntryScan:
 
     def _require_something(self) -> None:
         entry = self.entry
+        if not self.samples and self.missing and not self.skipped:
+            raise DatasetError(
+                f"{self._where}: none of the {len(self.missing)} files that {entry.metadata_file} lists is below "
+                f"{self._folder}: {_shorten(self.missing)}. Set the folder to which its img_path is relative: "
+                "Data/CLS-LOC/train of ILSVRC."
+            )
         if not self.samples:
             raise DatasetError(
-                f"instance_data_dir of {entry.id!r}: none of the {len(self.skipped)} files in {self._folder} is "
+                f"{self._where}: none of the {len(self.skipped)} files in {self._folder} is "
                 f"usable: {_shorten(self.skipped)}. Mend them or set 'disabled' to true."
             )
         if len(self.no_caption) == self._kept:

@@ -57,12 +57,20 @@ class TensorStore:
 
     folder: Path
 
-    def claim(self, kind: str, identity: Mapping[str, Any], mends: Mapping[str, str] | None = None) -> None:
+    def claim(
+        self,
+        kind: str,
+        identity: Mapping[str, Any],
+        mends: Mapping[str, str] | None = None,
+        *,
+        unstated: Mapping[str, Any] | None = None,
+    ) -> None:
         """Makes the store for records of this identity, or checks that it is theirs. One without shards is anyone's.
 
         Args:
             identity: what the records depend on, as JSON has it.
             mends: what to set to keep the cache, by the identity's key.
+            unstated: what older stores are whose manifest doesn't say it.
 
         Raises:
             CacheMismatchError: the store is of another identity.
@@ -74,7 +82,7 @@ class TensorStore:
             if not self._says(wanted):
                 self._write_manifest(wanted)
         elif path.is_file():
-            _refuse_others(self.folder, self.manifest(), wanted, mends or {})
+            _refuse_others(self.folder, self.manifest(), wanted, mends or {}, unstated or {})
         else:
             raise CacheMismatchError(f"{self.folder} holds shards without a {MANIFEST}. {REBUILD}")
 
@@ -395,13 +403,20 @@ def _reason(error: Exception) -> str:
     return str(error).rpartition(": ")[2] if told is None else told
 
 
-def _refuse_others(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], mends: Mapping[str, str]) -> None:
+def _refuse_others(
+    folder: Path,
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    mends: Mapping[str, str],
+    unstated: Mapping[str, Any],
+) -> None:
     there, here = found.get("identity"), wanted["identity"]
     if not isinstance(there, dict) or found.get("format") != FORMAT or found.get("kind") != wanted["kind"]:
         raise CacheMismatchError(
             f"{folder} is no cache of {wanted['kind']} in format {FORMAT}: its {MANIFEST} says format "
             f"{found.get('format')!r}, kind {found.get('kind')!r}. {REBUILD}"
         )
+    there = {**unstated, **there}
     differences = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     if not differences:
         return

@@ -19,6 +19,7 @@ class AuraflowFoundation(ImageModelFoundation):
     TINY_AUTOENCODER = "madebyollin/taesdxl"
     BLOCK_CONTAINERS = ("joint_transformer_blocks", "single_transformer_blocks")
     TEXT_FIRST = True
+    GUIDES_IN_INTERVALS = True
     LORA_TARGETS = JOINT_ATTENTION
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:

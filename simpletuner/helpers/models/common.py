@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from simpletuner.helpers.models import autoencoder, loading, lora, noising
-from simpletuner.helpers.models.sampling import SampleSettings, to_images
+from simpletuner.helpers.models import autoencoder, loading, lora, noising, targets
+from simpletuner.helpers.models.sampling import IntervalGuidance, SampleSettings, to_images
 from simpletuner.helpers.models.taps import Batch, ModelTypes, TappedModel
 from simpletuner.helpers.training.alignment.geometry import pixel_frames_of_latents
 from simpletuner.helpers.training.alignment.pixels import decode_latents
@@ -49,6 +49,8 @@ class ModelFoundation(TappedModel):
     PIPELINE_ARGUMENTS: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     # Whether models for other tasks, or distilled ones, have the same class and take other inputs: they are refused.
     ONLY_ITS_PIPELINE: ClassVar[bool] = False
+    # Whether its sampler can guide at some noise levels only: a pipeline of one batch, the unconditional half first.
+    GUIDES_IN_INTERVALS: ClassVar[bool] = False
     # Embeddings with as many tokens as a prompt has, and their masks: cached without padding, padded in a batch.
     TEXT_MASKS: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
@@ -119,6 +121,9 @@ class ModelFoundation(TappedModel):
         if self.ONLY_ITS_PIPELINE:
             loading.require_pipeline(self.pipeline_class, self.source)
         _ = self.objective
+        if self.config.peft_lora_target_modules is not None or self.config.trainable_prefixes is not None:
+            with torch.device("meta"):
+                self._trained_layers(loading.load_random(self.MODEL_CLASS, self.source, self.family.model_subfolder))
 
     def load_model(self, max_train_steps: int | None = None) -> nn.Module:
         """Loads the model, adds the LoRA, and makes the regularizers; sets and returns `self.model`.
@@ -137,15 +142,26 @@ class ModelFoundation(TappedModel):
         else:
             model = loading.load_weights(self.MODEL_CLASS, self.source, subfolder, self.weight_dtype)
         self.model = model.to(self.accelerator.device)
+        layers = self._trained_layers(model)
         if self.config.model_type == "lora":
-            lora.add_lora(model, self.LORA_TARGETS, rank=self.config.lora_rank, alpha=self.config.lora_alpha)
-        else:
-            model.requires_grad_(True)
+            lora.add_lora(model, layers, rank=self.config.lora_rank, alpha=self.config.lora_alpha)
         if self.config.gradient_checkpointing:
             model.enable_gradient_checkpointing()  # non-reentrant in diffusers, as the capture needs it
         model.train()
         self._init_regularizers(self.config.max_train_steps if max_train_steps is None else max_train_steps)
         return model
+
+    def _trained_layers(self, model: nn.Module) -> Sequence[str]:
+        """Freezes what isn't trained, and names the layers of a LoRA. ValueError where an option fits nothing."""
+        wanted, prefixes = self.config.peft_lora_target_modules, self.config.trainable_prefixes
+        if self.config.model_type != "lora":
+            targets.train_within(model, prefixes)
+            return ()
+        model.requires_grad_(False)
+        if wanted is None and prefixes is None:
+            return self.LORA_TARGETS
+        named = self.LORA_TARGETS if wanted is None else wanted
+        return targets.adapter_layers(model, named, prefixes, all_needed=wanted is not None)
 
     def initialise(self, model: Any) -> None:
         """Sets the weights of a model that is trained from scratch where diffusers' own are not what a paper says."""
@@ -281,15 +297,20 @@ class ModelFoundation(TappedModel):
     # Out
 
     def save_lora(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> Path:
-        """Writes the LoRA for the pipeline's `load_lora_weights` and returns the file.
+        """Writes the LoRA for the pipeline's `load_lora_weights` and returns the file; see `save_scheduler`.
 
         Args:
             state_dict: the model's full state where it is sharded, or averaged weights; None reads the model.
         """
+        self.save_scheduler(folder)
         return lora.save_lora(self.unwrap_model(), folder, self.family.model_subfolder, state_dict)
 
     def save_model(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> Path:
-        """Writes the model to its subfolder of `folder` for `from_pretrained`; `state_dict` as in `save_lora`."""
+        """Writes the model to its subfolder of `folder` for `from_pretrained`; `state_dict` as in `save_lora`.
+
+        See `save_scheduler` too.
+        """
+        self.save_scheduler(folder)
         model = self.unwrap_model()
         if state_dict is not None:
             with torch.device("meta"):
@@ -299,20 +320,22 @@ class ModelFoundation(TappedModel):
         model.save_pretrained(target)
         return target
 
+    @property
+    def predicts_otherwise(self) -> bool:
+        """Whether the model is trained to predict something else than it was made for, as by its scheduler."""
+        return noising.scheduler_prediction_type(self.scheduler_facts) != self.prediction_type
+
+    def save_scheduler(self, folder: Path) -> None:
+        """Writes `folder/scheduler` where the model's own scheduler would misread what the model predicts now."""
+        if self.predicts_otherwise:
+            scheduler = noising.sampling_scheduler(self.prediction_type, self.scheduler_facts)
+            scheduler.save_pretrained(folder / "scheduler")
+
     def validation_samples(
-        self,
-        text: list[TextEmbeds],
-        negative: TextEmbeds,
-        *,
-        height: int,
-        width: int,
-        steps: int,
-        guidance: float,
-        seed: int,
-        frames: int = 1,
+        self, text: list[TextEmbeds], negative: TextEmbeds, settings: SampleSettings
     ) -> list[Image.Image] | list[list[Image.Image]]:
-        """Samples one image, or one list of frames, for each item of `text`; see `generate` and `SampleSettings`."""
-        clips = to_images(self.generate(text, negative, SampleSettings(height, width, steps, guidance, seed, frames)))
+        """Samples one image, or one list of frames, for each item of `text`; see `generate`."""
+        clips = to_images(self.generate(text, negative, settings))
         return clips if self.family.media == "video" else [clip[0] for clip in clips]
 
     @torch.no_grad()
@@ -341,8 +364,11 @@ class ModelFoundation(TappedModel):
 
     def sample_latents(self, text: TextEmbeds, negative: TextEmbeds, settings: SampleSettings) -> Tensor:
         """Normalised latents from the family's pipeline, fed with batched embeddings."""
-        arguments = self.pipeline_arguments(text, negative, settings)
-        latents = self.sampling_pipeline()(**arguments, output_type="latent", return_dict=False)[0]
+        arguments, pipeline = self.pipeline_arguments(text, negative, settings), self.sampling_pipeline()
+        if settings.guidance_interval is not None and settings.guidance > 1:
+            name = self.family.model_subfolder
+            setattr(pipeline, name, IntervalGuidance(getattr(pipeline, name), pipeline.scheduler, settings))
+        latents = pipeline(**arguments, output_type="latent", return_dict=False)[0]
         return self.unpack_latents(latents, settings)
 
     def sampling_pipeline(self) -> Any:

@@ -25,6 +25,7 @@ class DitFoundation(ImageModelFoundation):
     MODEL_CLASS = DiTTransformer2DModel
     PIPELINE_CLASS = DiTPipeline
     AUTOENCODER_CLASS = AutoencoderKL
+    GUIDES_IN_INTERVALS = True
     TINY_AUTOENCODER = "madebyollin/taesd"
 
     _captions: tuple[str, ...] = ()
@@ -154,7 +155,8 @@ class DitFoundation(ImageModelFoundation):
         latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         latents = latents.to(self.accelerator.device)
         for time in scheduler.timesteps:
-            prediction = self._guided(latents, time, text, negative, settings.guidance)
+            scale = settings.guidance_at(float(time) / scheduler.config.num_train_timesteps)
+            prediction = self._guided(latents, time, text, negative, scale)
             latents = scheduler.step(prediction, time, latents, return_dict=False)[0]
         return latents
 

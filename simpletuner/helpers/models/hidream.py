@@ -36,6 +36,7 @@ class HidreamFoundation(ImageModelFoundation):
     AUTOENCODER_CLASS = AutoencoderKL
     TINY_AUTOENCODER = "madebyollin/taef1"
     BLOCK_CONTAINERS = ("double_stream_blocks", "single_stream_blocks")
+    GUIDES_IN_INTERVALS = True
     LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out")
     PIPELINE_ARGUMENTS = MappingProxyType({"text_encoder_4": None, "tokenizer_4": None})
 

@@ -29,7 +29,7 @@ def add_lora(model: nn.Module, targets: Sequence[str], *, rank: int, alpha: floa
     """Freezes `model` and adds an adapter with fp32 weights to it, whatever dtype the model has.
 
     Args:
-        targets: ends of the names of the linear layers to adapt.
+        targets: the names of the layers to adapt, or ends of them.
         alpha: the update is scaled by `alpha / rank`; None means the rank.
 
     Raises:

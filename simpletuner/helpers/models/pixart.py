@@ -24,6 +24,7 @@ class PixartLike(ModelFoundation):
     """
 
     TEXT_MASKS = MappingProxyType({"prompt_embeds": "prompt_attention_mask"})
+    GUIDES_IN_INTERVALS = True
 
     @property
     def text_tokens(self) -> int:

@@ -19,6 +19,7 @@ class Sd1xFoundation(ImageModelFoundation):
     PIPELINE_CLASS = StableDiffusionPipeline
     AUTOENCODER_CLASS = AutoencoderKL
     TINY_AUTOENCODER = "madebyollin/taesd"
+    GUIDES_IN_INTERVALS = True
     PIPELINE_ARGUMENTS = MappingProxyType({"requires_safety_checker": False})
 
     def verify(self) -> None:

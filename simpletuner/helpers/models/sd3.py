@@ -17,6 +17,7 @@ class Sd3Foundation(ImageModelFoundation):
     PIPELINE_CLASS = StableDiffusion3Pipeline
     AUTOENCODER_CLASS = AutoencoderKL
     TINY_AUTOENCODER = "madebyollin/taesd3"
+    GUIDES_IN_INTERVALS = True
     LORA_TARGETS = JOINT_ATTENTION
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> TextEmbeds:

@@ -17,6 +17,7 @@ class SdxlFoundation(ImageModelFoundation):
     MODEL_TYPE = ModelTypes.UNET
     MODEL_CLASS = UNet2DConditionModel
     PIPELINE_CLASS: ClassVar[Any] = StableDiffusionXLPipeline
+    GUIDES_IN_INTERVALS = True
     ONLY_ITS_PIPELINE = True  # not the refiner, not inpainting
     AUTOENCODER_CLASS = AutoencoderKL
     TINY_AUTOENCODER = "madebyollin/taesdxl"

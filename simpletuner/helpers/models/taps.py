@@ -274,6 +274,13 @@ class TappedModel(ABC):
             raise ValueError(f"{option} is {index}, but this {self.NAME} has {depth} blocks, 0 to {depth - 1}.")
         return index
 
+    def hooked_modules(self) -> dict[str, str]:
+        """The names of the modules whose output is captured, by layer; one that has lost its hook isn't among them."""
+        if self._capture is None:
+            return {}
+        names = {module: name for name, module in self.unwrap_model().named_modules()}
+        return {layer: names[module] for layer, module in self._capture.hooked().items()}
+
     def wants_hidden_states(self) -> bool:
         """Whether any regularizer needs hidden states in the next step."""
         parts = (self.alignment, self.layersync_regularizer)

@@ -27,6 +27,8 @@ SHAPING_OPTIONS = (
     "model_family",
     "model_type",
     "lora_rank",
+    "peft_lora_target_modules",
+    "trainable_prefixes",
     "optimizer",
     "use_ema",
     *(f"{x}_{name}" for x in ("crepa", "urepa") for name in ("enabled", "projector", "projector_width")),

@@ -123,8 +123,9 @@ class AlignmentRegularizer(Generic[Options]):
         cached = getattr(self.foundation, "feature_width", None)
         if cached is not None:
             return cached
-        if self.options.is_zero and self._teacher is None:  # it will never be asked
-            return describe_encoder(self.options.encoder).width
+        if self.options.is_zero and self._teacher is None:  # it will never be asked, nor will its cache be read
+            whitened = self.options.feature_cache_dim if self.options.feature_cache else None
+            return describe_encoder(self.options.encoder).width if whitened is None else whitened
         return self.teacher.width
 
     @property

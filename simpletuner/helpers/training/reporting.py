@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -157,6 +158,28 @@ class Report:
         self._progress.update(self._task, completed=step, parts=parts)
         if not self._console.is_terminal and (step == self._total or step % max(1, self._total // 20) == 0):
             self._console.print(f"step {step}/{self._total}  {parts}", highlight=False)
+
+    def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the measures of an evaluation, `eval_` before their names, as a row of their own."""
+        if not self._main:
+            return
+        row = {f"eval_{name}": value for name, value in metrics.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | row) + "\n")
+        self._accelerator.log(row, step=step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self._progress.console.print(f"step {step}/{self._total}  evaluated: {shown}", highlight=False, soft_wrap=True)
+
+    def task(self, description: str, total: int, unit: str) -> Callable[[int], None]:
+        """A second bar, for what interrupts the training; call what it returns with the number of items done since."""
+        number = self._progress.add_task(description, total=total, parts=unit)
+
+        def advance(count: int) -> None:
+            self._progress.advance(number, count)
+            if any(task.id == number and task.finished for task in self._progress.tasks):
+                self._progress.remove_task(number)
+
+        return advance
 
     def __enter__(self) -> Report:
         if self._console.is_terminal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import sys
@@ -23,15 +24,24 @@ from safetensors import SafetensorError
 
 import simpletuner
 from simpletuner.configuration import Config
+from simpletuner.configuration.dataset import load_dataset_config
+from simpletuner.helpers.data.build import told_bytes
 from simpletuner.helpers.data.errors import DatasetError
+from simpletuner.helpers.data.estimate import Estimate, estimate, formats_table, parts_table
+from simpletuner.helpers.data.records import LATENT_FORMATS
+from simpletuner.helpers.data.scan import find_samples
 from simpletuner.helpers.models.registry import foundation_class
+from simpletuner.helpers.models.sizes import latent_shapes, prompt_bytes
 from simpletuner.helpers.training.checkpoints import PREFIX, find_checkpoints
 from simpletuner.helpers.training.reporting import NonFiniteLossError
 from simpletuner.helpers.training.trainer import Trainer, make_accelerator, prepare_data
+from simpletuner.helpers.training.validation import validation_prompts
 
 CONFIGURATION_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 PACKAGE = Path(simpletuner.__file__).parent
 Prepared = TypeVar("Prepared")
+
+PREPARING = "while preparing. What is cached so far is kept; start again to go on."
 
 TORCH_WRITER_SIGNS = ("PytorchStreamWriter", "inline_container", "unexpected pos")
 
@@ -53,7 +63,41 @@ def run_caching(config: Config, *, rebuild: bool) -> int:
     return _prepared(console, config, partial(_cache, config, console, rebuild=rebuild))
 
 
-def _prepared(console: Console, config: Config, prepare: Callable[[], Prepared]) -> Prepared | int:
+def run_estimate(config: Config, *, samples: int | None = None) -> int:
+    """Prints what the caches hold and what disk the rest takes, and what `samples` would take; encodes nothing.
+
+    Returns the exit code.
+    """
+    console = _speak_plainly()
+    return _prepared(console, config, partial(_estimate, config, console, samples))
+
+
+def run_evaluation(config: Config, checkpoint: str) -> int:
+    """Evaluates a trained run by samples and prints the measures; returns the exit code."""
+    from simpletuner.evaluation.evaluate import evaluate_run, evaluation_folder, table
+
+    console = _speak_plainly()
+    stopped = "before the end. What is made so far is kept; start again to go on."
+    result = _prepared(console, config, partial(evaluate_run, config, checkpoint), stopped)
+    if isinstance(result, int):
+        return result
+    if result is not None:
+        Console().print(table(result))
+        if result["note"] is not None:
+            _say(console, "Note", result["note"])
+        _say(console, "Written", f"{evaluation_folder(Path(config.output_dir), result['step'])}.")
+    return 0
+
+
+def run_task(config: Config, task: Callable[[], None]) -> int:
+    """Does what reads runs and trains none, such as a report; returns the exit code."""
+    done = _prepared(_speak_plainly(), config, task)
+    return done if isinstance(done, int) else 0
+
+
+def _prepared(
+    console: Console, config: Config, prepare: Callable[[], Prepared], stopped: str = PREPARING
+) -> Prepared | int:
     """What `prepare` gives, or an exit code and a message where it fails for reasons that a user can mend."""
     try:
         return prepare()
@@ -64,7 +108,7 @@ def _prepared(console: Console, config: Config, prepare: Callable[[], Prepared])
         _say(console, "error", _told(error, config) or str(error))
         return RUN_ERROR
     except KeyboardInterrupt:
-        _say(console, "Stopped", "while preparing. What is cached so far is kept; start again to go on.")
+        _say(console, "Stopped", stopped)
         return INTERRUPTED
 
 
@@ -89,6 +133,39 @@ def _cache(config: Config, console: Console, *, rebuild: bool) -> int:
             _say(console, "Cached", f"{counts['records']} {counts['kind']} in {store.folder}, {size:,.1f} MiB.")
     accelerator.end_training()
     return 0
+
+
+def _estimate(config: Config, console: Console, count: int | None) -> int:
+    accelerator = make_accelerator(config)
+    foundation = foundation_class(config.model_family)(config, accelerator)
+    foundation.verify()
+    entries, _ = load_dataset_config(Path(config.data_backend_config))
+    samples = find_samples(entries, config, foundation.family, accelerator)
+    shapes = latent_shapes(foundation, {sample.bucket for sample in samples})
+    found = estimate(
+        samples,
+        foundation,
+        config,
+        latent_bytes=lambda bucket: math.prod(shapes[bucket]) * LATENT_FORMATS[config.vae_cache_dtype].itemsize,
+        prompt_bytes=prompt_bytes(foundation),
+        more_prompts=validation_prompts(config),
+    )
+    if accelerator.is_main_process:
+        _print_estimate(found, config, console, count)
+    accelerator.end_training()
+    return 0
+
+
+def _print_estimate(found: Estimate, config: Config, console: Console, count: int | None) -> None:
+    printed = Console()
+    printed.print(parts_table(found, count))
+    if found.features is not None:
+        printed.print(formats_table(found.features, found.samples, len(found.samples) if count is None else count))
+    unknown = "" if all(part.size is not None for part in found.parts) else ", and what is known once encoded"
+    needed = f"{told_bytes(found.needed)}{unknown}"
+    printed.print(f"To be made: {needed}. Free in {config.cache_dir}: {told_bytes(found.free)}.", soft_wrap=True)
+    if found.needed > found.free:
+        _say(console, "warning", "the disk is too small. Free space, or set another cache_dir.")
 
 
 def _run(trainer: Trainer, console: Console) -> int:

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from simpletuner.configuration import Config
 from simpletuner.configuration.dataset import load_dataset_config
 from simpletuner.helpers.data.build import Caches, build_caches
-from simpletuner.helpers.data.dataset import TrainingDataset, training_batches
+from simpletuner.helpers.data.dataset import TrainingDataset, collate, training_batches
 from simpletuner.helpers.data.progress import CacheProgress
 from simpletuner.helpers.data.sampler import BucketBatchSampler
 from simpletuner.helpers.data.samples import Sample, spread_evenly
 from simpletuner.helpers.data.scan import find_samples
 from simpletuner.helpers.models.common import ModelFoundation
 from simpletuner.helpers.models.registry import foundation_class
+from simpletuner.helpers.training.checklist import require_checklist
 from simpletuner.helpers.training.checkpoints import (
     find_resumable,
     require_same_shape,
@@ -118,6 +119,10 @@ class Trainer:
         """Scans and caches the data, loads the model, makes what trains it, and resumes."""
         set_seed(self.config.seed)
         self.foundation.verify()
+        if self.config.eval_steps_interval > 0:
+            from simpletuner.evaluation.evaluate import require_evaluation  # only where it is asked for
+
+            require_evaluation(self)
         self._setup_data()
         self._setup_model()
         self._setup_optimization()
@@ -206,9 +211,11 @@ class Trainer:
             on_step: called after every optimizer step.
 
         Raises:
+            ValueError: the run isn't as it must be (see `checklist`); nothing was trained.
             NonFiniteLossError: the loss became NaN or infinite; checkpoints are untouched.
         """
         config, accelerator, foundation = self.config, self.accelerator, self.foundation
+        require_checklist(self)
         start_trackers(accelerator, config)
         batches, aligning = self.batches(), foundation.is_aligning
         metrics = StepMetrics(accelerator)
@@ -251,8 +258,14 @@ class Trainer:
                     self.save()
                 if self._due(config.validation_step_interval):
                     self.validate()
+                if self._due(config.eval_steps_interval):
+                    report.log(metrics.flush())  # first what was trained until here
+                    self.evaluate(report)
+                    started = time.perf_counter()  # the next step takes no hour
             report.log(metrics.flush())
             self._finish()
+            if config.eval_steps_interval > 0 and self.step >= self.total_steps:
+                self.evaluate(report)
         self.accelerator.end_training()
 
     def _forward_backward(self, batch: dict[str, Any], micro_step: int) -> dict[str, Tensor]:
@@ -267,19 +280,27 @@ class Trainer:
 
     def batches(self) -> Generator[dict[str, Any]]:
         """Batches without end from where the sampler stands, with what a teacher gives or needs as long as it does."""
+        return training_batches(
+            self._dataset(),
+            self.sampler,
+            self.foundation.collate_text,
+            max_workers=self.config.max_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    def coming_batch(self) -> dict[str, Any]:
+        """The batch that `batches` gives first, for a look at it: it isn't consumed."""
+        dataset = self._dataset()
+        batch = collate([dataset[draw] for draw in next(iter(self.sampler))])
+        return batch | {"text": self.foundation.collate_text(batch["text"])}
+
+    def _dataset(self) -> TrainingDataset:
         foundation = self.foundation
-        dataset = TrainingDataset(
+        return TrainingDataset(
             self.samples,
             self.config,
             frame_indices=foundation.frame_indices if foundation.needs_pixels else None,
             features=foundation.features if foundation.needs_features else None,
-        )
-        return training_batches(
-            dataset,
-            self.sampler,
-            foundation.collate_text,
-            max_workers=self.config.max_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
         )
 
     def _rows(self, micro_step: int) -> list[int]:
@@ -318,6 +339,14 @@ class Trainer:
         self.foundation.unload_vae()  # training needs its memory
         self.accelerator.wait_for_everyone()
         return files
+
+    def evaluate(self, report: Report) -> None:
+        """Compares samples from the averaged weights with real images, and reports the result; gives way to a stop."""
+        from simpletuner.evaluation.evaluate import KEPT_IN_TRAINING, evaluate
+
+        result = evaluate(self, report, keep=KEPT_IN_TRAINING, is_stopping=lambda: self.stop_requested)
+        if result is not None:
+            report.log_evaluation(self.step, result["metrics"])
 
     # State
 

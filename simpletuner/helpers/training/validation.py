@@ -16,6 +16,7 @@ from torch import Tensor
 
 from simpletuner.configuration import Config
 from simpletuner.helpers.models.common import ModelFoundation
+from simpletuner.helpers.models.sampling import SampleSettings
 
 
 def validation_prompts(config: Config) -> list[str]:
@@ -48,12 +49,14 @@ def validate(
         samples = foundation.validation_samples(
             [text[0]] * config.num_validation_images,
             text[1],
-            height=height,
-            width=width,
-            frames=frames if wanted_frames is None else wanted_frames,
-            steps=config.validation_num_inference_steps,
-            guidance=config.validation_guidance,
-            seed=config.seed if seed is None else seed,
+            SampleSettings(
+                height,
+                width,
+                config.validation_num_inference_steps,
+                config.validation_guidance,
+                config.seed if seed is None else seed,
+                frames if wanted_frames is None else wanted_frames,
+            ),
         )
     return _write(samples, config, accelerator, step) if accelerator.is_main_process else []
 

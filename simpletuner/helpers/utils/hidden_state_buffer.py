@@ -112,12 +112,17 @@ class _Capture:
             if self.model.training and torch.is_grad_enabled() and not hidden.requires_grad:
                 raise RuntimeError(
                     f"The hidden states at the tap {layer!r} carry no gradient, so the alignment would train nothing. "
-                    "Either nothing up to this block is trainable (tap a later block, or train an earlier one), or "
+                    "Either nothing up to this block is trainable (tap a later block, or train an earlier one: see "
+                    "trainable_prefixes and peft_lora_target_modules), or "
                     "gradient checkpointing is reentrant (use use_reentrant=False)."
                 )
             self.buffer[layer_key(layer)] = hidden
         self._arguments.clear()
         return self.buffer
+
+    def hooked(self) -> dict[str, nn.Module]:
+        """The modules whose output is captured, by layer; those whose hook was removed aren't among them."""
+        return {str(layer): module for layer, module in self._modules.items() if module._forward_hooks}
 
     def remove(self) -> None:
         """Takes the hooks off the model; the capture is of no use afterwards."""

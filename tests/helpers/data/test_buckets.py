@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simpletuner.helpers.data.buckets import MAX_ASPECT, Bucket, area_side, bucket_size, clip_length, place
@@ -82,3 +82,32 @@ def test_clip_length_fits_a_causal_autoencoder(available: int, wanted: int, rati
 def test_a_megapixel_is_1024_squared() -> None:
     assert area_side(1.0) == 1024
     assert area_side(0.25) == 512
+
+
+@given(sizes, sizes, st.sampled_from([224, 256, 512]), st.sampled_from([0.75, 0.875, 0.95, 1.0]))
+def test_crop_pct_is_resize_and_center_crop(width: int, height: int, side: int, crop_pct: float) -> None:
+    """The field of view of torchvision's Resize(side / crop_pct) and CenterCrop(side), to within a pixel of the result.
+
+    torchvision rounds the resized longer side down and where the cut begins to whole pixels.
+    """
+    assume(max(width, height) <= 6 * min(width, height))
+    resized = round(side / crop_pct)
+    across, down = (resized * length / min(width, height) for length in (width, height))
+    left, top, right, bottom = place(width, height, Bucket(side, side), crop=True, crop_pct=crop_pct).box
+    scale = resized / min(width, height)
+    wanted = ((int(across) - side) / 2, (int(down) - side) / 2)
+    assert (left * scale, top * scale) == pytest.approx(wanted, abs=1)
+    assert ((right - left) * scale, (bottom - top) * scale) == pytest.approx((side, side), abs=1)
+
+
+@given(sizes, sizes, cells, cells, st.floats(0.1, 1.0))
+def test_crop_pct_keeps_so_much_of_the_cut(width: int, height: int, across: int, down: int, crop_pct: float) -> None:
+    """In buckets of any aspect too; and 1 changes nothing."""
+    bucket = Bucket(across * 16, down * 16)
+    whole = place(width, height, bucket, crop=True)
+    left, top, right, bottom = place(width, height, bucket, crop=True, crop_pct=crop_pct).box
+    assert right - left == pytest.approx(crop_pct * (whole.box[2] - whole.box[0]))
+    assert bottom - top == pytest.approx(crop_pct * (whole.box[3] - whole.box[1]))
+    assert (left + right, top + bottom) == pytest.approx((width, height))
+    assert place(width, height, bucket, crop=True, crop_pct=1.0) == whole
+    assert place(width, height, bucket, crop=False, crop_pct=crop_pct).box == (0, 0, width, height)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from simpletuner.helpers.data.captions import captioner, read_metadata
+from simpletuner.helpers.data.captions import captioner, class_captions, read_metadata
 from simpletuner.helpers.data.errors import DatasetError, MediaError
 from tests.helpers.data.files import make_entry
 
@@ -66,3 +66,43 @@ def test_broken_metadata_names_the_line(tmp_path: Path, line: str) -> None:
 def test_missing_metadata_names_the_option(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="metadata_file"):
         caption(tmp_path, "a.png", caption_strategy="metadata")
+
+
+# Captions from classes
+
+ROWS = "id,img_path,class_id,synset\na,n1/a.JPEG,0,n1\nb,n2/b.JPEG,1,n2\n"
+CLASS = {"caption_strategy": "class", "metadata_file": "list.csv", "class_names": "names.json"}
+
+
+def write_class_files(folder: Path, rows: str = ROWS, names: object = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "list.csv").write_text(rows)
+    (folder / "names.json").write_text(json.dumps({"n1": "tench", "n2": "crane bird"} if names is None else names))
+    return folder
+
+
+def test_captions_from_classes(tmp_path: Path) -> None:
+    folder = write_class_files(tmp_path)
+    entry = make_entry(folder, **CLASS)
+    files = class_captions(entry, folder)
+    assert files == {folder / "n1/a.JPEG": "a photo of a tench", folder / "n2/b.JPEG": "a photo of a crane bird"}
+    assert caption(folder, "n1/a.JPEG", **CLASS) == "a photo of a tench"
+    assert caption(folder, "n1/other.JPEG", **CLASS) is None
+    assert caption(folder, "n2/b.JPEG", **CLASS, caption_template="{class}, {}") == "crane bird, {}"
+
+
+def test_class_files_may_lie_where_one_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of the images comes first; it may be one that can't be written."""
+    images, here = tmp_path / "images", write_class_files(tmp_path / "here")
+    images.mkdir()
+    monkeypatch.chdir(here)
+    assert caption(images, "n1/a.JPEG", **CLASS) == "a photo of a tench"
+    write_class_files(images, names={"n1": "goldfish", "n2": "shark"})
+    assert caption(images, "n1/a.JPEG", **CLASS) == "a photo of a goldfish"
+
+
+def test_class_without_a_name_names_the_line_and_the_mend(tmp_path: Path) -> None:
+    folder = write_class_files(tmp_path, names={"n1": "tench"})
+    words = r"list\.csv, line 3: class_names \(names\.json\) has no name of the class 'n2'\. Add it there"
+    with pytest.raises(DatasetError, match=words):
+        caption(folder, "n1/a.JPEG", **CLASS)

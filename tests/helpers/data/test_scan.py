@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import v2
 
 from simpletuner.configuration import Config
 from simpletuner.helpers.data.buckets import Bucket
@@ -211,3 +213,86 @@ def test_mirrored_samples_are_their_own(tmp_path: Path) -> None:
         assert torch.equal(mirrored.pixels(), plain.pixels().flip(-1))
         assert mirrored.cut != plain.cut
         assert (mirrored.bucket, mirrored.caption) == (plain.bucket, plain.caption)
+
+
+# Lists of images
+
+
+def write_list(folder: Path, *paths: str) -> dict[str, Any]:
+    """A list of these files, of one class; returns what the data set then has."""
+    rows = [f"{number},{path},0,n1" for number, path in enumerate(paths)]
+    (folder / "list.csv").write_text("\n".join(["id,img_path,class_id,synset", *rows]))
+    (folder / "names.json").write_text('{"n1": "tench"}')
+    return {"caption_strategy": "class", "metadata_file": "list.csv", "class_names": "names.json"}
+
+
+def test_only_what_is_listed_is_looked_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_images(tmp_path / "data", [(64, 64)] * 4)
+    write_images(data / "sub", [(64, 64)])
+    (data / "other.heic").touch()
+    (data / "3.png").write_bytes(b"broken, but not listed")
+    options = write_list(data, "2.png", "sub/0.png", "0.png")
+    samples = scan(data, make_config(tmp_path), **options)
+    assert [sample.id for sample in samples] == ["set/0.png", "set/2.png", "set/sub/0.png"]
+    assert {sample.caption for sample in samples} == {"a photo of a tench"}
+    assert caplog.text == ""
+
+
+def test_listed_files_that_are_missing_are_counted_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_images(tmp_path / "data", [(64, 64)] * 2)
+    (data / "1.png").write_bytes(b"")
+    options = write_list(data, "0.png", "1.png", "gone/2.png", "gone/3.png", "4.heic")
+    assert len(scan(data, make_config(tmp_path), **options)) == 1
+    assert "set: 2 files that list.csv lists are missing and are left out: " in caplog.text
+    assert "gone/3.png" in caplog.text
+    assert "set: skipped 1 of 2 files: " in caplog.text
+    assert "set: ignored 1 files of formats" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        (["gone/2.png"], "instance_data_dir of 'set': none of the 1 files that list.csv lists is below.*img_path"),
+        (["notes.md"], "metadata_file of 'set': list.csv lists no image"),
+        ([], "metadata_file of 'set': list.csv lists no image"),
+        (["broken.png", "gone.png"], "none of the 1 files in .* is usable: .*broken.png"),
+    ],
+)
+def test_lists_of_nothing_usable_are_errors(tmp_path: Path, paths: list[str], words: str) -> None:
+    data = write_images(tmp_path / "data", [(64, 64)])
+    (data / "broken.png").touch()
+    with pytest.raises(DatasetError, match=words):
+        scan(data, make_config(tmp_path), **write_list(data, *paths))
+
+
+# Cuts
+
+
+def test_crop_pct_is_part_of_the_cut(tmp_path: Path) -> None:
+    """What was cached with another cut isn't found; and what was cached before there was the option, still is."""
+    data, config = write_images(tmp_path / "data", [(100, 80)]), make_config(tmp_path)
+    (whole,) = scan(data, config, crop_aspect="square")
+    (cut,) = scan(data, config, crop_aspect="square", crop_pct=0.8)
+    assert whole.cut == (whole.digest, (64, 64, 1), ((10.0, 0.0, 90.0, 80.0), (0, 8)), 1, False)
+    assert cut.placement.box == pytest.approx((18, 8, 82, 72))  # the same 64 pixels at their own size
+    assert cut.cut != whole.cut and cut.bucket == whole.bucket
+    picture_of = np.asarray(picture(100, 80, 0))[8:72, 18:82]
+    assert torch.equal(cut.pixels()[0], torch.from_numpy(picture_of.copy()).permute(2, 0, 1).float() / 255)
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (300, 401), (256, 256)])
+def test_crop_pct_gives_what_torchvisions_transforms_give(tmp_path: Path, width: int, height: int) -> None:
+    """A smooth picture cut by Resize(256, bicubic) and CenterCrop(224), up to the rounding to whole pixels."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    values = [np.sin(columns / 40), np.cos(rows / 55), np.sin((rows + columns) / 70)]
+    data = tmp_path / "data"
+    data.mkdir()
+    source = Image.fromarray(np.rint(np.stack(values, -1) * 127 + 128).astype(np.uint8))
+    source.save(data / "0.png")
+    options = {"crop_aspect": "square", "caption_strategy": "filename", "resolution": 224.0, "crop_pct": 0.875}
+    (sample,) = scan(data, make_config(tmp_path), **options)
+    wanted = v2.functional.center_crop(
+        v2.functional.resize(source, [256], v2.InterpolationMode.BICUBIC, antialias=True), [224, 224]
+    )
+    difference = sample.pixels()[0] - v2.functional.pil_to_tensor(wanted) / 255
+    assert difference.abs().max() < 0.03 and difference.abs().mean() < 0.008

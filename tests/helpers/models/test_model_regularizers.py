@@ -258,3 +258,17 @@ def test_the_backbones_teacher_must_not_be_the_tap(make_foundation: MakeFoundati
     )
     with pytest.raises(ValueError, match="crepa_teacher_block_index is 1"):
         foundation.load_model(max_train_steps=4)
+
+
+def test_a_baseline_without_weight_has_the_aligned_runs_projector(make_foundation: MakeFoundation) -> None:
+    """conv_gn fits 128 whitened channels, not the encoder's 432: a lambda of 0 must not bring those back."""
+    foundation = make_foundation(
+        "sd1x",
+        urepa_enabled=True,
+        urepa_lambda=0.0,
+        urepa_model="efficientnet_lite0",
+        urepa_feature_cache_dim=128,
+        urepa_projector="conv_gn",
+    )
+    foundation.load_model()
+    assert foundation.urepa_regularizer is not None and foundation.urepa_regularizer.teacher_width == 128

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,7 +71,7 @@ def test_samples_come_from_cached_embeddings(name: str, make_foundation: MakeFou
     prompt, negative = foundation.encode_prompts([CASES[name].prompts[0], ""])
     foundation.unload_text_encoders()
     settings = settings_of(name)
-    samples = foundation.validation_samples([prompt, prompt], negative, **asdict(settings))
+    samples = foundation.validation_samples([prompt, prompt], negative, settings)
     assert len(samples) == 2
     clip = samples[0] if isinstance(samples[0], list) else [samples[0]]
     assert len(clip) == settings.frames
@@ -86,6 +86,30 @@ def test_samples_come_from_cached_embeddings(name: str, make_foundation: MakeFou
     assert not torch.allclose(together[:1], together[1:], atol=1e-3)
     unguided = foundation.generate([prompt], negative, replace(settings, guidance=1.0))
     assert not torch.allclose(alone, unguided)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if foundation_class(case.name).GUIDES_IN_INTERVALS]
+)
+def test_guidance_is_only_within_its_interval(name: str, make_foundation: MakeFoundation) -> None:
+    """Over all levels it is plain guidance, over none it is none, and between the two it is neither."""
+    foundation = make_foundation(name)
+    foundation.load_model()
+    foundation.observe_captions(["cat", "dog"])
+    text, settings = foundation.encode_prompts(list(CASES[name].prompts)), settings_of(name, steps=3)
+    (negative,) = foundation.encode_prompts([""])
+
+    def sampled(**changes: Any) -> Tensor:
+        return foundation.generate(text, negative, replace(settings, **changes))
+
+    guided, unguided = sampled(), sampled(guidance=1.0)
+    torch.testing.assert_close(sampled(guidance_interval=(0.0, 1.0)), guided, atol=0, rtol=0)
+    nowhere = sampled(guidance_interval=(0.0, 0.0))
+    torch.testing.assert_close(nowhere, unguided, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sampled(guidance=1.0, guidance_interval=(0.0, 1.0)), unguided, atol=0, rtol=0)
+    first_step = 0.9 if foundation.prediction_type == "flow_matching" else 0.5  # alone is above
+    early = sampled(guidance_interval=(first_step, 1.0))
+    assert not torch.equal(early, guided) and not torch.equal(early, nowhere)
 
 
 @pytest.mark.parametrize("name", WITH_TEXT)

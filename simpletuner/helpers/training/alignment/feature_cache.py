@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from simpletuner.configuration.alignment_shared import CacheType
 from simpletuner.helpers.training.alignment.encoders import EncoderFacts
@@ -28,16 +29,17 @@ _INT8_MOST = 127
 _LEAST_VARIANCE = 1e-6  # of the largest: what is below it is noise, which whitening would blow up
 
 
-def pack(tokens: Tensor, dtype: CacheType) -> dict[str, Tensor]:
+def pack(tokens: Tensor, dtype: CacheType, *, normalized: bool = False) -> dict[str, Tensor]:
     """Features `(..., N, D)` as they are stored.
 
     Args:
         dtype: of the stored numbers; "int8" divides each token by its largest value, kept as `scale` `(..., N, 1)`.
+        normalized: stores each token at unit length.
 
     Raises:
         ValueError: a feature isn't finite, or too large for fp16.
     """
-    tokens = tokens.float()
+    tokens = F.normalize(tokens.float(), dim=-1) if normalized else tokens.float()
     if dtype == "int8":
         scale = tokens.abs().amax(-1, keepdim=True) / _INT8_MOST
         packed = {TOKENS: (tokens / scale.clamp(min=1e-30)).round().to(torch.int8), SCALE: scale}
@@ -98,13 +100,20 @@ def fit_whitening(batches: Iterable[Tensor], dim: int) -> Whitening:
 
 
 def cache_identity(
-    facts: EncoderFacts, *, name: str, image_size: int | str, cell: float, dtype: CacheType, dim: int | None
+    facts: EncoderFacts,
+    *,
+    name: str,
+    image_size: int | str,
+    cell: float,
+    dtype: CacheType,
+    dim: int | None,
+    normalized: bool,
 ) -> dict[str, Any]:
     """What a cache of features depends on besides the samples, as JSON has it.
 
     Args:
         name: the encoder's, as the user gave it; a local one is known by its architecture, wherever it lies.
-        image_size, dtype, dim: the options.
+        image_size, dtype, dim, normalized: the options.
         cell: pixels a side that a teacher's token is to cover where `image_size` is "auto".
     """
     return {
@@ -114,9 +123,14 @@ def cache_identity(
         "patch": facts.patch,
         "width": facts.width if dim is None else dim,
         "whitened": dim is not None,
+        "normalised": normalized,
         "dtype": dtype,
         "preprocessing": f"bicubic, antialiased, {_shown(facts.mean)}, {_shown(facts.std)}",
     }
+
+
+# What a manifest means that was written before it could say so.
+UNSTATED: Mapping[str, Any] = {"normalised": False}
 
 
 def _shown(channels: Iterable[float]) -> str:

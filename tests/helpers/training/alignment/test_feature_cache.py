@@ -200,6 +200,7 @@ def test_a_whitening_restored_from_its_tensors_is_the_same() -> None:
 
 FACTS = EncoderFacts("vit", "0123456789abcdef", 384, 14, 518, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 ASKED: dict[str, Any] = {"name": "dinov2_vits14", "image_size": 224, "cell": 16.0, "dtype": "bf16", "dim": None}
+ASKED |= {"normalized": False}
 
 
 def test_an_identity_survives_json() -> None:
@@ -217,6 +218,7 @@ def test_an_identity_survives_json() -> None:
         {"dtype": "int8"},
         {"dim": 128},
         {"dim": 384},  # as wide as before, but whitened
+        {"normalized": True},
         {"weights": "fedcba9876543210"},
         {"patch": 16},
         {"mean": (0.5, 0.5, 0.5)},
