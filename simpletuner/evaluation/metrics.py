@@ -103,6 +103,51 @@ def cka(student: Tensor, teacher: Tensor, *, unbiased: bool = False) -> float:
     return _ratio(shared, (student.T @ student).square().sum(), (teacher.T @ teacher).square().sum())
 
 
+def most_components(rows: int) -> int:
+    """Directions a side that canonical correlations of so many images are taken over: a tenth of them, at least 1.
+
+    The more directions, the better even independent features can be fitted to each other.
+    """
+    return max(1, rows // 10)
+
+
+def cca(student: Tensor, teacher: Tensor, *, components: int | None = None) -> float:
+    """Mean canonical correlation of features `(n, d1)` and `(n, d2)`, in [0, 1].
+
+    1 where one side is a linear map of the other. Each side is first reduced to its leading principal directions, for
+    with as many directions as images any two sets of features correlate perfectly; directions of no variance are left
+    out, and nothing else is regularised. The mean is over the smaller side's directions.
+
+    Args:
+        components: directions kept of each side, at most; None takes `most_components` of n. Values with other
+            numbers of directions or images don't compare.
+
+    Raises:
+        ValueError: different numbers of rows, n < 4, or `components` not from 1 to n - 2.
+    """
+    return svcca(student, teacher, variance=1.0, components=components)
+
+
+def svcca(student: Tensor, teacher: Tensor, *, variance: float = 0.99, components: int | None = None) -> float:
+    """Singular vector CCA (arXiv 1706.05806): `cca` of the directions that hold a share `variance` of the variance.
+
+    Raises:
+        ValueError: as of `cca`, or `variance` not in (0, 1].
+    """
+    student, teacher = _paired_rows(student, teacher)
+    rows = len(student)
+    components = most_components(rows) if components is None else components
+    if not 1 <= components <= rows - 2:
+        raise ValueError(f"components: {components} directions asked for of {rows} images; choose 1 to {rows - 2}")
+    if not 0 < variance <= 1:
+        raise ValueError(f"variance: {variance} is no share of the variance; choose more than 0 and at most 1")
+    bases = [_principal_directions(features, variance, components) for features in (student, teacher)]
+    fewest = min(basis.shape[1] for basis in bases)
+    if fewest == 0:
+        return 0.0
+    return float(torch.linalg.svdvals(bases[0].T @ bases[1])[:fewest].clamp_max(1).mean())
+
+
 def unbiased_hsic(kernel1: Tensor, kernel2: Tensor) -> Tensor:
     """Unbiased Hilbert-Schmidt independence criterion of two `(n, n)` kernels, n >= 4 (Song et al., JMLR 2012).
 
@@ -164,6 +209,18 @@ def _neighbour_mask(kernel: Tensor, k: int) -> Tensor:
     """1 where column j is among the k most similar to row i, itself excluded; `(n, n)`, not symmetric."""
     others = kernel.clone().fill_diagonal_(-torch.inf)
     return torch.zeros_like(kernel).scatter_(1, others.topk(k, dim=1).indices, 1.0)
+
+
+def _principal_directions(features: Tensor, variance: float, components: int) -> Tensor:
+    """Orthonormal columns `(n, k)`: the images' coordinates along the leading principal directions, whitened."""
+    left, values, _ = torch.linalg.svd(features - features.mean(dim=0), full_matrices=False)
+    if float(values[0]) <= 1e-12 * float(features.abs().max()) * len(features):
+        return left[:, :0]  # no spread but rounding
+    shares = values.square().cumsum(0) / values.square().sum()
+    # The first direction with which the share is reached is kept; rounding may leave the last share just below 1.
+    wanted = int((shares < variance - 1e-12).sum()) + 1
+    rank = int((values > values[0] * 1e-10).sum())
+    return left[:, : min(wanted, rank, components)]
 
 
 def _ratio(shared: Tensor, own1: Tensor, own2: Tensor) -> float:

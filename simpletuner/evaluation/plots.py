@@ -44,6 +44,8 @@ class Panel:
         better: "lower", "higher" or "" where neither is.
         log: logarithmic scale; for distances.
         level: draws a line here, e.g. the baseline's final value.
+        xlabel: what `steps` of the curves are.
+        ticks: names of the steps 0, 1, .. where they are places and not numbers.
     """
 
     title: str
@@ -51,12 +53,20 @@ class Panel:
     better: str = ""
     log: bool = False
     level: float | None = None
+    xlabel: str = "step"
+    ticks: Sequence[str] = ()
 
 
-def plot_curves(path: Path, panels: Sequence[Panel], *, title: str = "", columns: int = 2) -> Path:
+def plot_curves(
+    path: Path, panels: Sequence[Panel], *, title: str = "", columns: int = 2, arms: Sequence[str] = ()
+) -> Path:
     """Writes a PNG with one set of axes a panel: the mean over seeds as a line, their range as a band. Returns `path`.
 
     An arm has the same colour, line and marker in every panel. Panels without a curve are left out.
+
+    Args:
+        arms: all arms of several figures, in one order, so that they look alike in all; those not drawn here are
+            left out of the legend.
 
     Raises:
         ValueError: no panel has a curve.
@@ -64,7 +74,7 @@ def plot_curves(path: Path, panels: Sequence[Panel], *, title: str = "", columns
     panels = [panel for panel in panels if panel.curves]
     if not panels:
         raise ValueError(f"{path}: there is no curve to draw")
-    arms = list(dict.fromkeys(name for panel in panels for name in panel.curves))
+    arms = list(dict.fromkeys([*arms, *(name for panel in panels for name in panel.curves)]))
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.5 * rows + 0.7), dpi=130, layout="constrained")
@@ -74,8 +84,9 @@ def plot_curves(path: Path, panels: Sequence[Panel], *, title: str = "", columns
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     handles = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    drawn = [arm for arm in arms if arm in handles]
     figure.legend(
-        [handles[arm] for arm in arms], arms, loc="outside lower center", ncols=min(len(arms), 4), frameon=False
+        [handles[arm] for arm in drawn], drawn, loc="outside lower center", ncols=min(len(drawn), 4), frameon=False
     )
     if title:
         figure.suptitle(title, fontsize=12)
@@ -84,14 +95,101 @@ def plot_curves(path: Path, panels: Sequence[Panel], *, title: str = "", columns
     return path
 
 
+def plot_bars(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]], *, columns: int = 3) -> Path:
+    """Writes a PNG with one set of axes a measure: a bar an arm, the mean over its runs, and a dot a run.
+
+    Args:
+        panels: measure -> arm -> its values, one a run; every panel has the same arms, with no values where a measure
+            wasn't taken.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    panels = {name: arms for name, arms in panels.items() if any(arms.values())}
+    if not panels:
+        raise ValueError(f"{path}: there is no value to draw")
+    columns = min(columns, len(panels))
+    rows, arms = -(-len(panels) // columns), len(next(iter(panels.values())))
+    longest = max(len(arm) for panel in panels.values() for arm in panel)
+    size = (columns * (2.6 + 0.07 * longest), rows * (0.9 + 0.32 * arms))
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (name, values) in zip(grid, panels.items(), strict=False):
+        for place, numbers in enumerate(values.values()):
+            if numbers:
+                axes.barh(place, float(np.mean(numbers)), color=COLOURS[place % len(COLOURS)], alpha=0.55, height=0.6)
+                axes.plot(numbers, [place] * len(numbers), "o", color="#222222", markersize=3.5, clip_on=False)
+        axes.set_yticks(range(len(values)), list(values), fontsize=8)
+        axes.invert_yaxis()
+        axes.set_title(name, fontsize=10)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(axis="x", color=GRID_COLOUR, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def plot_points(path: Path, panels: Mapping[str, np.ndarray], *, labels: Sequence[str] | None = None) -> Path:
+    """Writes a PNG with one map of points a panel. Returns `path`.
+
+    Args:
+        panels: name -> places `(n, 2)`; the axes mean nothing and are left out.
+        labels: of the points, the same in every panel: told apart by colour, and by marker beyond six.
+
+    Raises:
+        ValueError: there is no panel, or one has another number of points than there are labels.
+    """
+    if not panels:
+        raise ValueError(f"{path}: there is no map to draw")
+    names = [""] if labels is None else sorted(set(labels))
+    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3.6 * rows + 0.6), dpi=130, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, places) in zip(grid, panels.items(), strict=False):
+        of = np.asarray([""] * len(places) if labels is None else labels)
+        if of.shape != (len(places),):
+            raise ValueError(f"{path}: {title} has {len(places)} points and {len(of)} labels")
+        for index, name in enumerate(names):
+            shown = places[of == name]
+            style = index % len(COLOURS)
+            marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
+            axes.scatter(shown[:, 0], shown[:, 1], s=9, c=COLOURS[style], marker=marker, linewidths=0, label=name)
+        axes.set_title(title, fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color(GRID_COLOUR)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    if labels is not None:
+        handles, _ = grid[0].get_legend_handles_labels()
+        per_line = max(1, int(columns * 3.6 / (0.5 + 0.085 * max(map(len, names)))))
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=min(len(names), per_line), frameon=False, markerscale=2.5
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
 def plot_samples(
-    path: Path, rows: Mapping[str, Tensor], *, columns: Sequence[str] | None = None, title: str = ""
+    path: Path,
+    rows: Mapping[str, Tensor],
+    *,
+    columns: Sequence[str] | None = None,
+    title: str = "",
+    inches: float = 0.75,
 ) -> Path:
     """Writes a PNG with one labelled block of images an arm. Returns `path`.
 
     Args:
         rows: arm name -> images `(n, C, H, W)` in [0, 1], C 1 or 3; shown in lines of `len(columns)` images.
         columns: names above the columns, e.g. the classes; without them all images of an arm lie in one line.
+        inches: side of an image.
 
     Raises:
         ValueError: nothing to draw, or images of another shape.
@@ -102,12 +200,12 @@ def plot_samples(
     per_line = len(columns) if columns else max(len(images) for images in rows.values())
     blocks = {name: tile(images, per_line) for name, images in rows.items()}
     lines = sum(-(-len(images) // per_line) for images in rows.values())
-    size = (0.75 * per_line + 1.2, 0.75 * lines + 0.3 * len(blocks) + 0.9)
+    size = (inches * per_line + 1.2, inches * lines + 0.3 * len(blocks) + 0.9)
     figure = Figure(figsize=size, dpi=130, layout="constrained")
     heights = [block.shape[0] for block in blocks.values()]
     grid = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=heights).ravel()
     for place, (axes, (name, block)) in enumerate(zip(grid, blocks.items(), strict=True)):
-        axes.imshow(block, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(block, cmap="gray", vmin=0, vmax=1, interpolation="auto")
         axes.set_ylabel(name, rotation=0, ha="right", va="center")
         axes.set_yticks([])
         axes.set_xticks([])
@@ -168,8 +266,11 @@ def _draw_panel(axes: Axes, panel: Panel, arms: Sequence[str]) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     hint = f" ({panel.better} is better)" if panel.better else ""
     axes.set_title(panel.title + hint, fontsize=10)
-    axes.set_xlabel("step", fontsize=9)
+    axes.set_xlabel(panel.xlabel, fontsize=9)
     axes.tick_params(labelsize=8)
+    if panel.ticks:
+        few = max(1, -(-len(panel.ticks) // 14))  # more names would overlap
+        axes.set_xticks(range(0, len(panel.ticks), few), panel.ticks[::few], fontsize=7)
     axes.grid(color=GRID_COLOUR, linewidth=0.7, which="both")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

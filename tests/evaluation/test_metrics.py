@@ -9,14 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.cross_decomposition import CCA
 from torch import Tensor
 
 from simpletuner.evaluation.metrics import (
+    cca,
     cka,
     cknna,
     frechet_distance,
     gaussian_statistics,
     linear_probe,
+    most_components,
+    svcca,
     unbiased_hsic,
 )
 
@@ -195,6 +199,85 @@ def test_similarities_refuse_bad_input() -> None:
         cknna(random_rows(12, 2, 0), random_rows(13, 2, 1))
     with pytest.raises(ValueError, match="at least 4 images"):
         cka(random_rows(3, 2, 0), random_rows(3, 2, 1))
+
+
+# CCA and SVCCA
+
+
+def reference_cca(student: Tensor, teacher: Tensor) -> float:
+    """Mean canonical correlation from covariances: the singular values of C11^-½ C12 C22^-½ (numpy, n > d)."""
+    one, two = student.numpy(), teacher.numpy()
+    one, two = one - one.mean(0), two - two.mean(0)
+
+    def inverse_root(covariance: np.ndarray) -> np.ndarray:
+        values, vectors = np.linalg.eigh(covariance)
+        return vectors / np.sqrt(values) @ vectors.T
+
+    whitened = inverse_root(one.T @ one) @ (one.T @ two) @ inverse_root(two.T @ two)
+    return float(np.linalg.svd(whitened, compute_uv=False)[: min(one.shape[1], two.shape[1])].mean())
+
+
+def test_cca_equals_the_formula_of_covariances() -> None:
+    student = random_rows(300, 5, 0)
+    teacher = student @ random_rows(5, 8, 1) + 2 * random_rows(300, 8, 2)
+    assert cca(student, teacher) == pytest.approx(reference_cca(student, teacher), abs=1e-10)
+    assert svcca(student, teacher, variance=1.0) == pytest.approx(reference_cca(student, teacher), abs=1e-10)
+
+
+def test_cca_equals_scikit_learn() -> None:
+    """Its canonical variates of one direction at a time correlate as ours do."""
+    student = random_rows(300, 3, 0)
+    teacher = student @ random_rows(3, 4, 1) + random_rows(300, 4, 2)
+    variates = CCA(3, scale=False, tol=1e-12, max_iter=10_000).fit_transform(student.numpy(), teacher.numpy())
+    correlations = [np.corrcoef(one, two)[0, 1] for one, two in zip(*(part.T for part in variates), strict=True)]
+    assert cca(student, teacher) == pytest.approx(np.mean(correlations), abs=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100.0))
+def test_canonical_correlations_ignore_rotation_scale_and_shift(seed: int, scale: float) -> None:
+    features = random_rows(100, 5, seed)
+    turned = scale * features @ random_rotation(5, seed + 1) + 3
+    assert cca(features, turned) == pytest.approx(1.0, abs=1e-8)
+    assert svcca(features, turned) == pytest.approx(1.0, abs=1e-8)
+
+
+def test_cca_of_independent_features_is_small_and_of_few_images_is_not() -> None:
+    student, teacher = random_rows(4000, 4, 0), random_rows(4000, 4, 1)
+    assert cca(student, teacher) < 0.05
+    assert cca(student[:20], teacher[:20], components=4) > 0.3
+
+
+def test_svcca_leaves_out_what_has_little_variance() -> None:
+    """Two shared directions, and three that are tiny and tell nothing: CCA counts these as much as those."""
+    shared = random_rows(400, 2, 0)
+    student, teacher = (torch.cat([shared, 1e-3 * random_rows(400, 3, seed)], dim=1) for seed in (1, 2))
+    assert svcca(student, teacher) == pytest.approx(1.0, abs=1e-4)
+    assert cca(student, teacher) < 0.55
+
+
+def test_more_features_than_images_are_reduced_first() -> None:
+    """With as many directions as images any two sets correlate perfectly; a tenth of them are kept."""
+    student, teacher = random_rows(200, 500, 0), random_rows(200, 300, 1)
+    assert most_components(200) == 20 and most_components(9) == 1
+    assert cca(student, teacher) == cca(student, teacher, components=20) < 0.5
+    assert cca(student, teacher, components=198) > 0.95
+
+
+def test_directions_of_no_variance_count_for_nothing() -> None:
+    features = random_rows(100, 3, 0)
+    doubled = torch.cat([features, features[:, :1]], dim=1)
+    assert cca(doubled, features) == pytest.approx(1.0, abs=1e-8)
+    assert cca(torch.ones(50, 3), random_rows(50, 3, 0)) == 0.0
+
+
+def test_canonical_correlations_refuse_bad_input() -> None:
+    with pytest.raises(ValueError, match="components: 19 directions asked for of 20 images; choose 1 to 18"):
+        cca(random_rows(20, 3, 0), random_rows(20, 3, 1), components=19)
+    with pytest.raises(ValueError, match="variance: 0 is no share"):
+        svcca(random_rows(20, 3, 0), random_rows(20, 3, 1), variance=0)
+    with pytest.raises(ValueError, match="same images"):
+        cca(random_rows(20, 3, 0), random_rows(21, 3, 1))
 
 
 # Linear probe

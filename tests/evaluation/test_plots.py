@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from simpletuner.evaluation.plots import Curve, Panel, plot_curves, plot_samples, tile
+from simpletuner.evaluation.plots import Curve, Panel, plot_bars, plot_curves, plot_points, plot_samples, tile
 
 
 def test_curves_of_several_arms_and_seeds(tmp_path: Path) -> None:
@@ -34,6 +34,40 @@ def test_values_must_match_the_steps(tmp_path: Path) -> None:
         plot_curves(tmp_path / "x.png", [Panel("distance", {"REPA": Curve([1, 2, 3], [[1, 2]])})])
     with pytest.raises(ValueError, match="no curve to draw"):
         plot_curves(tmp_path / "x.png", [Panel("distance", {})])
+
+
+def test_named_places_instead_of_steps(tmp_path: Path) -> None:
+    """Arms have their place among all, drawn or not."""
+    curve = Curve(range(40), [[float(step) for step in range(40)]])
+    panel = Panel("CKNNA", {"REPA": curve}, xlabel="block", ticks=[str(step) for step in range(40)])
+    path = plot_curves(tmp_path / "blocks.png", [panel], arms=["no alignment", "REPA"])
+    with Image.open(path) as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(2**20) or []}
+    assert (0xD5, 0x5E, 0x00) in colours and (0x00, 0x72, 0xB2) not in colours
+
+
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_maps_of_points(tmp_path: Path, count: int) -> None:
+    panels = {f"run {index}": np.random.default_rng(index).normal(size=(30, 2)) for index in range(count)}
+    labels = [f"class {index % 10}" for index in range(30)]
+    assert plot_points(tmp_path / "labelled.png", panels, labels=labels).is_file()
+    assert plot_points(tmp_path / "plain.png", panels).is_file()
+    with pytest.raises(ValueError, match="run 0 has 30 points and 2 labels"):
+        plot_points(tmp_path / "wrong.png", panels, labels=["a", "b"])
+    with pytest.raises(ValueError, match="no map to draw"):
+        plot_points(tmp_path / "none.png", {})
+
+
+def test_bars_of_arms_that_lack_a_measure(tmp_path: Path) -> None:
+    panels = {
+        "fid": {"baseline": [9.0, 8.5], "mid": [7.0]},
+        "similarity": {"baseline": [], "mid": [0.4]},
+        "kid": {"mid": []},
+    }
+    with Image.open(plot_bars(tmp_path / "bars.png", panels)) as image:
+        assert image.width > image.height > 100
+    with pytest.raises(ValueError, match="no value to draw"):
+        plot_bars(tmp_path / "none.png", {"kid": {"mid": []}})
 
 
 def test_sample_grids_in_grey_and_colour(tmp_path: Path) -> None:
