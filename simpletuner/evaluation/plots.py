@@ -120,7 +120,7 @@ def plot_bars(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]], *
                 axes.barh(place, float(np.mean(numbers)), color=COLOURS[place % len(COLOURS)], alpha=0.55, height=0.6)
                 axes.plot(numbers, [place] * len(numbers), "o", color="#222222", markersize=3.5, clip_on=False)
         axes.set_yticks(range(len(values)), list(values), fontsize=8)
-        axes.invert_yaxis()
+        axes.set_ylim(len(values) - 0.5, -0.5)
         axes.set_title(name, fontsize=10)
         axes.tick_params(axis="x", labelsize=8)
         axes.grid(axis="x", color=GRID_COLOUR, linewidth=0.7)

@@ -19,7 +19,7 @@ from simpletuner.evaluation.examination import (
 from simpletuner.evaluation.metrics import most_components
 from simpletuner.evaluation.report_figures import draw
 from simpletuner.evaluation.report_text import markdown, plain
-from simpletuner.evaluation.similarity import MEASURES, NEIGHBOURS, chance, standard_errors
+from simpletuner.evaluation.similarity import JUDGED, MEASURES, NEIGHBOURS, chance, standard_errors
 from simpletuner.evaluation.trained_runs import find_checkpoint, loaded_run
 from simpletuner.evaluation.verdict import Difference, verdict
 
@@ -133,12 +133,12 @@ def _numbers(
         entries[name]["errors"] = errors
         features = [
             Difference(
-                label,
+                MEASURES[measure],
                 findings[base].blocks[measure][common.block],
                 findings[name].blocks[measure][common.block],
                 error=errors[measure],
             )
-            for measure, label in MEASURES.items()
+            for measure in JUDGED
         ]
         samples, note = compare_evaluations(entries[base]["evaluation"], entries[name]["evaluation"])
         if note is not None:

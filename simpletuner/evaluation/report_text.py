@@ -54,7 +54,8 @@ def _similarities(numbers: Mapping[str, Any]) -> list[str]:
             rows.append([f"{name} − {numbers['baseline']}", *changes])
     note = (
         f"± is one standard error over the choice of images, a jackknife over {GROUPS} groups of them; a difference "
-        f"counts beyond {CERTAINTY:g} of these. Shuffled images show what chance gives."
+        f"counts beyond {CERTAINTY:g} of these. Shuffled images show what chance gives. SVCCA is shown and not judged: "
+        "it keeps the directions that hold 99 % of the variance, other numbers of them in other runs."
     )
     return [f"## Similarity to the teacher after {plain(block)}", "", *_table(headings, rows), "", note, ""]
 

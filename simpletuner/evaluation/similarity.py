@@ -11,6 +11,9 @@ from simpletuner.evaluation.metrics import cca, cka, cknna, most_components, svc
 
 # As figures and tables call them.
 MEASURES: Mapping[str, str] = {"cknna": "CKNNA", "cka": "CKA (unbiased)", "cca": "CCA", "svcca": "SVCCA"}
+# What runs are judged by: SVCCA keeps as many directions as hold most of the variance, which are other numbers in other
+# runs, and the fewer they are the more they correlate.
+JUDGED = ("cknna", "cka", "cca")
 NEIGHBOURS = 10
 GROUPS = 8  # of images, each left out once
 SHUFFLES = 20

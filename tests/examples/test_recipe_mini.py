@@ -44,11 +44,11 @@ def output(recipe: Mapping[str, Any], tmp_path: Path, tiny_folder: Callable[[str
 
 
 def test_its_configurations_are_those_of_the_recipe_and_valid(recipe: Mapping[str, Any], output: Path) -> None:
-    recipe["write_configs"](output, 50)
+    recipe["write_configs"](output, 80)
     for name in ("base.json", recipe["TIER_A"]):
         config, problems = check_config_file(output / name, [], FAMILIES)
         assert config is not None and not problems, problems
-        assert config.max_train_steps == (250 if name == "base.json" else 50)
+        assert config.max_train_steps == (300 if name == "base.json" else 20)
     real = json.loads((recipe["EXAMPLES"] / recipe["TIER_A"]).read_text())
     small = json.loads((output / recipe["TIER_A"]).read_text())
     for option in ("trainable_prefixes", "peft_lora_target_modules", "lora_rank", "prediction_type", "urepa_lambda"):
@@ -56,7 +56,8 @@ def test_its_configurations_are_those_of_the_recipe_and_valid(recipe: Mapping[st
     for name in (recipe["GRID"], "seeds.json"):
         _, runs = read_ablation(output / name)
         assert not has_errors(write_configs(runs))
-    assert [run.name for run in runs] == ["baseline-seed-1", "baseline-seed-2", "mid-seed-1", "mid-seed-2"]
+    assert [run.name for run in runs] == [f"{arm}-seed-{seed}" for arm in ("baseline", "mid") for seed in range(3)]
+    assert {run.values["max_train_steps"] for run in runs} == {80}
 
 
 def test_the_summary_counts_the_seeds(recipe: Mapping[str, Any], tmp_path: Path) -> None:
