@@ -31,7 +31,7 @@ EXAMPLES = ROOT / "config" / "examples"
 TIER_A, GRID, DATA = "sd15-urepa-tier-a.json", "sd15-urepa-ablation.json", "multidatabackend-imagenet.json"
 PER_CLASS, SAMPLED = 40, 32
 SEEDS = (0, 1, 2)
-GRID_SHARE = 4  # the grid's runs have a quarter of the compared runs' steps
+GRID_SHARE = 6  # the grid's runs have a sixth of the compared runs' steps
 BASELINE, ALIGNED = "baseline", "mid"
 MEASURES = {"cknna": "CKNNA", "cca": "CCA"}
 NOTICE = (
@@ -59,7 +59,7 @@ SMALLER: dict[str, Any] = {
     "urepa_encoder_image_size": 128,
     "urepa_feature_cache_normalized": False,
     "urepa_feature_cache_dim": 64,
-    "num_eval_images": 100,
+    "num_eval_images": 64,
     "evaluation_features": "efficientnet_lite0",
     "evaluation_num_inference_steps": 8,
     "evaluation_guidance": 1.5,
