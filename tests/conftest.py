@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from simpletuner.configuration import Config
 from simpletuner.helpers.models.common import ModelFoundation
@@ -42,6 +43,14 @@ def _quick_collections() -> Iterator[None]:
 def _one_seed() -> None:
     """What a test draws doesn't depend on which tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def own_precision() -> Iterator[None]:
+    """For tests of several precisions: accelerate keeps that of the first accelerator for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

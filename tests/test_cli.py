@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -193,12 +193,9 @@ def cached(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str]
 
 
 @pytest.fixture
-def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_process(own_precision: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For commands that run here: nothing of theirs stays."""
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def made(lines: str) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,8 @@ from tests.evaluation.pairs import config_of, train_pair, write_pair
 from tests.runs import write_config
 
 TinyFolder = Callable[[str], Path]
+pytestmark = pytest.mark.usefixtures("own_precision")
 BLOCKS = ["down_0", "down_1", "down_2", "down_3", "mid", "up_0", "up_1", "up_2", "up_3"]
-
-
-@pytest.fixture(autouse=True)
-def _own_precision() -> Iterator[None]:
-    """accelerate keeps the precision of the first accelerator for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from rich.console import Console
 from torch import nn
 
@@ -19,17 +18,10 @@ from simpletuner.helpers.training.trainer import Trainer
 from tests.runs import metrics, train, write_config, write_data
 
 TinyFolder = Callable[[str], Path]
+pytestmark = pytest.mark.usefixtures("own_precision")
 SetUp = Callable[..., Trainer]
 CREPA = {"crepa_enabled": True, "crepa_encoder_image_size": 56}
 UREPA = {"urepa_enabled": True, "urepa_encoder_image_size": 56}
-
-
-@pytest.fixture(autouse=True)
-def _own_precision() -> Iterator[None]:
-    """accelerate keeps the precision of the first accelerator for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

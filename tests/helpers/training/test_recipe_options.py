@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
@@ -23,14 +22,7 @@ from tests.runs import metrics, train, write_config, write_data
 PREFIXES = ["mid_block.", "down_blocks.3.", "up_blocks.0."]
 THREE_LAYERS = ["mid", "enc_last", "dec_first"]
 TinyFolder = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True)
-def _own_precision() -> Iterator[None]:
-    """accelerate keeps the precision of the first accelerator for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,16 +18,8 @@ from simpletuner.helpers.training.reporting import METRICS_FILE, NonFiniteLossEr
 from simpletuner.helpers.training.trainer import Trainer, train
 from tests.runs import write_config, write_data
 
-
-@pytest.fixture(autouse=True)
-def _own_precision() -> Iterator[None]:
-    """accelerate keeps the precision of the first accelerator for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 TinyFolder = Callable[[str], Path]
+pytestmark = pytest.mark.usefixtures("own_precision")
 VALIDATION = {"validation_prompt": "picture 0", "validation_num_inference_steps": 2, "validation_step_interval": 2}
 
 
