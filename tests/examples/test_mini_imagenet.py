@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from simpletuner.cli import main
-from simpletuner.evaluation.datasets import FASHION_MNIST_FOLDER
 from simpletuner.helpers.data.imagenet import TRAIN
 from simpletuner.helpers.models.sizes import latent_shapes
 from tests.conftest import MakeFoundation
+from tests.evaluation.test_datasets import fashion_folder
 from tests.helpers.data.files import make_config, picture, scan
 
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "mini_imagenet.py"))
@@ -54,9 +54,10 @@ def test_it_is_sampled_and_read_as_imagenet_is(tmp_path: Path, own_images: Path)
     assert [sample.caption for sample in samples] == ["a photo of a dog"] * 2 + ["a photo of a red cat"] * 2
 
 
-@pytest.mark.skipif(not FASHION_MNIST_FOLDER.is_dir(), reason="Debian's package dataset-fashion-mnist isn't installed")
 def test_fashion_mnist_has_pictures_that_are_to_be_cropped(tmp_path: Path) -> None:
-    names = write_images(tmp_path, per_class=5, size=32)
+    (tmp_path / "fashion").mkdir()
+    source = fashion_folder(tmp_path / "fashion", train=100)
+    names = write_images(tmp_path, fashion_mnist=source, per_class=5, size=32)
     assert len(json.loads(names.read_text())) == 10
     sizes = []
     for index in range(5):
