@@ -421,6 +421,7 @@ def test_disk_full_while_saving(command: Command, config: Path, tmp_path: Path, 
 
 def test_disk_full_for_the_logs(command: Command, config: Path) -> None:
     """Without a file's name in the system's error, the option that leads to it is named."""
+    assert command("cache", config).code == 0
     with disk_with_room_for(100):
         command("train", config).refuses("output_dir", "can't be read or written", code=1)
 
