@@ -25,7 +25,7 @@ from mini_imagenet import CLASS_NAMES_FILE, RESOLUTION
 
 from simpletuner.evaluation.ablation import run_command
 from simpletuner.helpers.data.imagenet import TRAIN
-from simpletuner.helpers.training.checkpoints import find_checkpoints
+from simpletuner.helpers.utils.run_folder import find_checkpoints
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "config" / "examples"

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -413,14 +412,16 @@ def _print_families(families: Iterable[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def _print_tables(options: Iterable[OptionInfo]) -> None:
+def _print_tables(options: Sequence[OptionInfo]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from simpletuner.configuration.fields import by_place
+
     console = Console()
-    for heading, members in groupby(options, key=lambda option: (option.tab, option.section, option.group)):
+    for heading, members in by_place(options).items():
         title = " / ".join(part for part in heading if part)
         table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, expand=True)
         table.add_column("Option", no_wrap=True, min_width=30)

@@ -23,7 +23,7 @@ from simpletuner.evaluation.experiment import cores, make_arm, prepare
 from simpletuner.evaluation.plots import Curve, Panel, plot_curves, plot_samples
 from simpletuner.evaluation.samples import labels_like
 from simpletuner.helpers.training.alignment.teachers import make_teacher
-from simpletuner.helpers.training.reporting import METRICS_FILE, read_metrics
+from simpletuner.helpers.utils.run_folder import METRICS_FILE, read_metrics
 
 STEPS = 600
 MEASURE_AT = [200, 300, 400, 500, 600]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from simpletuner.helpers.training.reporting import METRICS_FILE, read_metrics
+from simpletuner.helpers.utils.run_folder import METRICS_FILE, read_metrics
 from tests.helpers.data.files import numbered_frames, write_clip, write_images
 
 ROOT = Path(__file__).parents[1]

@@ -47,12 +47,16 @@ class CrepaOptions(AlignmentOptions):
         -1,
         ge=-1,
         depends_on="{encoder}",
+        label="Frames encoded at once",
+        part="Teacher",
         help="Frames that the teacher encodes at once; lower it when memory is short. -1 or 0 means all.",
     )
     adjacent_distance: int = alignment_option(
         1,
         ge=0,
         depends_on="{x}_enabled",
+        label="Neighbour distance",
+        part="Neighbouring frames",
         help="Distance in latent frames to the neighbours that a frame is also aligned with (video). 0 uses the own "
         "frame only.",
     )
@@ -60,29 +64,43 @@ class CrepaOptions(AlignmentOptions):
         1.0,
         gt=0,
         depends_on="{x}_adjacent_distance",
+        label="Neighbour temperature",
+        part="Neighbouring frames",
         help="Temperature of the neighbours' weight exp(-distance / tau) (video).",
     )
     cumulative_neighbors: bool = alignment_option(
         False,
         depends_on="{x}_adjacent_distance",
+        label="All nearer neighbours",
+        part="Neighbouring frames",
         help="Uses all neighbours up to {x}_adjacent_distance, not only those at exactly that distance (video).",
     )
     normalize_by_frames: bool = alignment_option(
-        True, depends_on="{x}_enabled", help="Divides the sum over frames by their number (video)."
+        True,
+        depends_on="{x}_enabled",
+        label="Mean over frames",
+        part="Neighbouring frames",
+        help="Divides the sum over frames by their number (video).",
     )
     normalize_neighbour_sum: bool = alignment_option(
         False,
         depends_on="{x}_adjacent_distance",
+        label="Mean over neighbours",
+        part="Neighbouring frames",
         help="Divides a frame's score by the sum of its neighbours' weights, so that it stays within -1 to 1 (video).",
     )
     spatial_align: bool = alignment_option(
         True,
         depends_on="{x}_enabled",
+        label="Align token by token",
+        part="Projector",
         help="Aligns token by token. Off: both sides are averaged over the frame first.",
     )
     feature_source: Literal["encoder", "backbone"] = alignment_option(
         "encoder",
         depends_on="{x}_enabled",
+        label="Source of the features",
+        part="Teacher",
         help="encoder: a frozen vision encoder. backbone: a deeper block of the same forward pass, named by "
         "{x}_teacher_block_index.",
     )
@@ -90,11 +108,15 @@ class CrepaOptions(AlignmentOptions):
         None,
         ge=0,
         depends_on="{x}_feature_source=backbone",
+        label="Teacher's block",
+        part="Teacher",
         help="The block, counted from 0, that is the teacher when {x}_feature_source is backbone.",
     )
     drop_vae_encoder: bool = alignment_option(
         False,
         depends_on="{x}_enabled",
+        label="Free the VAE encoder",
+        part="Teacher",
         help="Frees the VAE's encoder once latents are cached and only decoding is left to do.",
     )
 
@@ -115,6 +137,8 @@ class UrepaOptions(AlignmentOptions):
     token_resample: Resample = alignment_option(
         "teacher",
         depends_on="{x}_enabled",
+        label="Common token grid",
+        part="Projector",
         help=RESAMPLE_HELP,
     )
     manifold_weight: float = alignment_option(
@@ -133,6 +157,7 @@ class UrepaOptions(AlignmentOptions):
         ["mid"],
         min_length=1,
         depends_on="{x}_enabled",
+        label="Aligned layers",
         help="Layers to align: the mid-block, the last one of the encoder, the first one of the decoder.",
     )
 
@@ -152,6 +177,7 @@ class IrepaOptions(PrefixedOptions):
         ge=0,
         le=1,
         depends_on="{x}_enabled",
+        label="Spatial normalisation",
         help="Share of the mean over tokens that is taken from the teacher: 0.6 for latent models, up to 1 in pixel "
         "space, 0 for none.",
     )
@@ -159,6 +185,7 @@ class IrepaOptions(PrefixedOptions):
         3,
         ge=1,
         depends_on="{x}_enabled or crepa_projector=conv or urepa_projector=conv",
+        label="Kernel size",
         help="Side of the convolution's kernel in tokens; an odd number.",
     )
 
@@ -173,18 +200,24 @@ class LayersyncOptions(PrefixedOptions):
         False, help="Aligns a block of a transformer with a deeper block of itself; needs no encoder and no projector."
     )
     student_block: int | None = alignment_option(
-        None, ge=0, depends_on="{x}_enabled", help="The block that learns, counted from 0: about a third of the depth."
+        None,
+        ge=0,
+        depends_on="{x}_enabled",
+        label="Learning block",
+        help="The block that learns, counted from 0: about a third of the depth.",
     )
     teacher_block: int | None = alignment_option(
         None,
         ge=0,
         depends_on="{x}_enabled",
+        label="Teaching block",
         help="The block that teaches, counted from 0: about two thirds of the depth. It must differ from the student.",
     )
     lambda_: float = alignment_option(
         0.2,
         ge=0,
         depends_on="{x}_enabled",
+        label="Weight",
         help="Weight of the loss. 0.2 when training from scratch; far less (0.002) for a LoRA.",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from simpletuner.configuration.alignment_checks import ALIGNMENT_RULES
 from simpletuner.configuration.config import Config
@@ -12,7 +13,7 @@ from simpletuner.configuration.dependencies import without_effect
 from simpletuner.configuration.evaluation_checks import EVALUATION_RULES
 from simpletuner.configuration.family import Family, family_of_folder, with_local_facts
 from simpletuner.configuration.general_checks import GENERAL_RULES
-from simpletuner.configuration.loading import load_valid_part
+from simpletuner.configuration.loading import load_valid_part, valid_part
 from simpletuner.configuration.paths import kind_of, local_path
 from simpletuner.configuration.problems import Problem, has_errors
 from simpletuner.configuration.validation import nearest
@@ -41,16 +42,36 @@ def check_config_file(
     in itself is not checked against others, and a file that cannot be read is the only problem.
     """
     config, problems = load_valid_part(path, arguments)
-    invalid = {problem.option for problem in problems}
-    if str(path) in invalid:
+    if str(path) in {problem.option for problem in problems}:
         return None, problems
+    problems = _with_contradictions(config, problems, families)
+    return (None if has_errors(problems) else config), problems
+
+
+def check_values(values: Mapping[str, Any], families: Mapping[str, Family]) -> tuple[Config, list[Problem]]:
+    """Check what a configuration file would hold, such as a form that is being filled in.
+
+    Returns the configuration, in which what is invalid in itself has its default, and all problems: the same as of
+    :func:`check_config_file`.
+    """
+    config, problems = valid_part(values)
+    return config, _with_contradictions(config, problems, families)
+
+
+def find_family(config: Config, families: Mapping[str, Family]) -> Family | None:
+    """The family of a configuration's model, with what a local model folder states of itself; None if unknown."""
+    return _find_family(config, families)[0]
+
+
+def _with_contradictions(config: Config, problems: list[Problem], families: Mapping[str, Family]) -> list[Problem]:
+    """The problems of single options, and those between options, the model folder and the data sets."""
+    invalid = {problem.option for problem in problems}
     family, found = _find_family(config, families)
     found += check(config, family)
     if kind_of(local_path(config.data_backend_config)) == "file":
         entries, in_entries = load_dataset_config(local_path(config.data_backend_config))
         found += in_entries + check_entries(entries, config, family)
-    problems += [problem for problem in found if problem.option not in invalid]
-    return (None if has_errors(problems) else config), problems
+    return problems + [problem for problem in found if problem.option not in invalid]
 
 
 def _find_family(config: Config, families: Mapping[str, Family]) -> tuple[Family | None, list[Problem]]:

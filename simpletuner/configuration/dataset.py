@@ -35,37 +35,49 @@ class VideoOptions(OptionGroup):
     """How clips are cut from the files of a video data set."""
 
     num_frames: int = _clip(
-        49, ge=1, help="Frames of a training clip: a multiple of the VAE's frame ratio plus 1, such as 49 or 81."
+        49,
+        ge=1,
+        label="Frames",
+        help="Frames of a training clip: a multiple of the VAE's frame ratio plus 1, such as 49 or 81.",
     )
-    min_frames: int | None = _clip(None, ge=1, help="Shorter files are left out. None means num_frames.")
+    min_frames: int | None = _clip(
+        None, ge=1, label="Fewest frames", help="Shorter files are left out. None means num_frames."
+    )
     frame_stride: int = _clip(1, ge=1, help="Takes every n-th frame of the file.")
 
 
 class DatasetEntry(OptionGroup):
     """One data set: a local folder of images or clips with their captions."""
 
-    id: str = _entry("", required=True, help="A name of your choice, different for each data set.")
-    type: Literal["local"] = _entry("local", help="Where the files are: in a local folder.")
-    dataset_type: Literal["image", "video"] = _entry("image", help="Whether the files are images or clips.")
+    id: str = _entry("", required=True, label="Name", help="A name of your choice, different for each data set.")
+    type: Literal["local"] = _entry("local", label="Where", help="Where the files are: in a local folder.")
+    dataset_type: Literal["image", "video"] = _entry(
+        "image", label="Kind", help="Whether the files are images or clips."
+    )
     disabled: bool = _entry(False, help="Leaves this data set out.")
-    instance_data_dir: str = _entry("", required=True, help="The folder with the files; subfolders are searched too.")
+    instance_data_dir: str = _entry(
+        "", required=True, label="Folder", help="The folder with the files; subfolders are searched too."
+    )
     caption_strategy: Literal["textfile", "filename", "instanceprompt", "metadata", "folder", "class"] = _entry(
         "textfile",
+        label="Captions from",
         help="Where captions come from: a .txt file beside each image, the file's name, instance_prompt for all, "
         "metadata_file, the name of the folder, or (class) the name of the class that metadata_file, a CSV, gives.",
     )
     instance_prompt: str | None = _entry(
-        None, depends_on="caption_strategy=instanceprompt", help="The caption of every file."
+        None, depends_on="caption_strategy=instanceprompt", label="Caption", help="The caption of every file."
     )
     metadata_file: str = _entry(
         "metadata.jsonl",
         depends_on="caption_strategy=metadata|class",
+        label="Caption file",
         help='File of JSON lines with "file_name" and "text", relative to instance_data_dir. For class: the CSV of '
         "`simpletuner imagenet sample`, there or in the working directory; only the files that it lists are used.",
     )
     class_names: str | None = _entry(
         None,
         depends_on="caption_strategy=class",
+        label="Class names",
         help='JSON file {"synset": "name", ...} of `simpletuner imagenet classes`, in instance_data_dir or in the '
         "working directory.",
     )
@@ -80,15 +92,20 @@ class DatasetEntry(OptionGroup):
     resolution_type: Literal["pixel", "area"] = _entry(
         "pixel",
         depends_on="resolution",
+        label="Unit of the resolution",
         help="Unit of resolution: pixel (side of the square with the same area) or area (megapixels).",
     )
     crop: bool = _entry(True, help="Cuts images to the exact size of their bucket, at the centre.")
     crop_aspect: Literal["square", "preserve"] = _entry(
-        "preserve", depends_on="crop", help="preserve keeps the aspect ratio (in buckets); square cuts to squares."
+        "preserve",
+        depends_on="crop",
+        label="Shape",
+        help="preserve keeps the aspect ratio (in buckets); square cuts to squares.",
     )
     crop_style: Literal["center"] = _entry(
         "center",
         depends_on="crop",
+        label="Part kept",
         help="Which part of an image is kept: its centre. What is cached is one cut of each image, so there is no "
         "random one.",
     )
@@ -97,15 +114,22 @@ class DatasetEntry(OptionGroup):
         gt=0,
         le=1,
         depends_on="crop",
+        label="Share kept",
         help="Share of the side that is kept: images are resized to size / crop_pct and cut at the centre. 0.875 is "
         "the usual Resize(256) and CenterCrop(224).",
     )
     horizontal_flip: bool = _entry(
-        False, help="Shows every file mirrored too, as a sample of its own with latents and features of its own."
+        False,
+        label="Mirrored too",
+        help="Shows every file mirrored too, as a sample of its own with latents and features of its own.",
     )
     repeats: int = _entry(0, ge=0, help="Times that the data set is repeated in an epoch. 0 shows each file once.")
-    video: VideoOptions = _entry(VideoOptions(), depends_on="dataset_type=video", help="How clips are cut.")
-    cache_dir_vae: str | None = _entry(None, help="Folder of this data set's latents. None uses cache_dir.")
+    video: VideoOptions = _entry(
+        VideoOptions(), depends_on="dataset_type=video", label="Clips", help="How clips are cut."
+    )
+    cache_dir_vae: str | None = _entry(
+        None, label="Folder of the latents", help="Folder of this data set's latents. None uses cache_dir."
+    )
 
 
 def load_dataset_config(path: Path) -> tuple[list[DatasetEntry], list[Problem]]:
@@ -115,11 +139,14 @@ def load_dataset_config(path: Path) -> tuple[list[DatasetEntry], list[Problem]]:
     "file: id.key".
     """
     content, problems = read_json(path)
-    if problems:
-        return [], problems
+    return ([], problems) if problems else entries_of(content, path)
+
+
+def entries_of(content: Any, path: Path) -> tuple[list[DatasetEntry], list[Problem]]:
+    """Like :func:`load_dataset_config`, of what the file holds, or would hold once an edited list is saved."""
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
         return [], [Problem(str(path), "holds no list of data sets", 'Write [{"id": ..., "instance_data_dir": ...}].')]
-    entries = []
+    entries, problems = [], list[Problem]()
     for number, item in enumerate(content):
         entry, found = _read_entry(plain_names(item))
         name = item.get("id") or f"entry {number + 1}"

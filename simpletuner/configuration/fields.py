@@ -7,13 +7,15 @@ documentation read it through :class:`OptionInfo`, so nothing about an option is
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+# How words are written that are no plain words.
+SPELLINGS = {"vae": "VAE", "ema": "EMA", "lora": "LoRA", "snr": "SNR", "tae": "tiny autoencoder", "id": "name"}
 TYPE_NAMES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
@@ -36,6 +38,8 @@ def option(
     help: str,
     tab: str,
     section: str,
+    label: str | None = None,
+    part: str | None = None,
     group: str | None = None,
     depends_on: str | None = None,
     aliases: Sequence[str] = (),
@@ -52,12 +56,15 @@ def option(
 
     ``depends_on`` names the option that must be on for this one to have an effect: ``"use_ema"`` (true, non-zero,
     not empty), ``"lr_scheduler=cosine|linear"`` (one of these values), or several of them joined by ``" or "``.
-    ``required`` marks an option whose empty default is not enough for a run (see ``checks``). ``example`` shows the
-    form of a text that has a ``pattern``, or of a list of numbers.
+    ``label`` is what forms call it, where that isn't just its name; ``part`` is the heading under which it stands in
+    a group of many. ``required`` marks an option whose empty default is not enough for a run (see ``checks``).
+    ``example`` shows the form of a text that has a ``pattern``, or of a list of numbers.
     """
     extra: Any = {
         "tab": tab,
         "section": section,
+        "label": label,
+        "part": part,
         "group": group,
         "depends_on": depends_on,
         "aliases": list(aliases),
@@ -80,6 +87,7 @@ class OptionInfo:
     """
 
     name: str
+    label: str
     type: str
     default: Any
     minimum: float | None
@@ -95,6 +103,7 @@ class OptionInfo:
     tab: str
     section: str
     group: str | None
+    part: str | None
     aliases: list[str]
     example: str | None
 
@@ -156,6 +165,7 @@ def describe(name: str, field: FieldInfo) -> OptionInfo:
     default = field.get_default(call_default_factory=True, validated_data={})
     return OptionInfo(
         name=name,
+        label=_label(name, extra),
         type="string" if kind is None else kind,
         default=default.model_dump() if isinstance(default, BaseModel) else default,
         minimum=bounds.get("ge", bounds.get("gt")),
@@ -166,8 +176,17 @@ def describe(name: str, field: FieldInfo) -> OptionInfo:
         keywords=[] if only_words else words,
         optional=type(None) in members,
         help=field.description or "",
-        **extra,
+        **{fact: value for fact, value in extra.items() if fact != "label"},
     )
+
+
+def _label(name: str, extra: Mapping[str, Any]) -> str:
+    """The label as declared, or else the name as a person would write it, without the prefix of its group."""
+    if extra["label"] is not None:
+        return str(extra["label"])
+    own = name.partition("_")[2] if extra["group"] is not None else name
+    words = [SPELLINGS.get(word, word) for word in own.split("_")]
+    return words[0][0].upper() + " ".join(words)[1:] if name else ""
 
 
 def _bounds(metadata: list[Any]) -> Iterator[tuple[str, float]]:
@@ -181,3 +200,16 @@ def _bounds(metadata: list[Any]) -> Iterator[tuple[str, float]]:
 def describe_all(model: type[BaseModel]) -> list[OptionInfo]:
     """The facts of every option of a group or of the whole configuration, in the order of declaration."""
     return [describe(name, field) for name, field in model.model_fields.items()]
+
+
+Place = tuple[str, str, str | None]
+"""Tab, section and group."""
+
+
+def by_place(options: Sequence[OptionInfo]) -> dict[Place, list[OptionInfo]]:
+    """The options under the tab, section and group where people look for them, in the order of declaration."""
+    tabs = list(dict.fromkeys(option.tab for option in options))
+    places: dict[Place, list[OptionInfo]] = {}
+    for option in sorted(options, key=lambda option: tabs.index(option.tab)):
+        places.setdefault((option.tab, option.section, option.group), []).append(option)
+    return places

@@ -28,6 +28,12 @@ def load_config(path: Path | None, arguments: Sequence[str]) -> tuple[Config | N
 def load_valid_part(path: Path | None, arguments: Sequence[str]) -> tuple[Config, list[Problem]]:
     """Like :func:`load_config`, but what is invalid is left at its default, so that the rest can be checked too."""
     from_file, unreadable = read_json_object(path) if path is not None else ({}, [])
+    config, problems = valid_part(from_file, arguments)
+    return config, [*unreadable, *problems]
+
+
+def valid_part(from_file: Mapping[str, Any], arguments: Sequence[str] = ()) -> tuple[Config, list[Problem]]:
+    """Like :func:`load_valid_part`, of what a file holds: its names may have a leading ``--`` or be aliases."""
     flags, malformed = parse_flags(arguments)
     options = describe_all(Config)
     # Aliases are resolved in each source by itself, so that a flag's alias overrides the file's own name.
@@ -35,7 +41,7 @@ def load_valid_part(path: Path | None, arguments: Sequence[str]) -> tuple[Config
     overrides, in_flags = resolve_aliases(flags, options)
     typed = {name: _typed(name, value) for name, value in overrides.items()}
     config, invalid = build(Config, {**values, **typed})
-    return config, [*unreadable, *malformed, *in_file, *in_flags, *invalid]
+    return config, [*malformed, *in_file, *in_flags, *invalid]
 
 
 def plain_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,9 +24,8 @@ from simpletuner.configuration.paths import local_path
 from simpletuner.configuration.problems import Problem
 from simpletuner.evaluation.plots import plot_bars
 from simpletuner.helpers.models.registry import FAMILIES
-from simpletuner.helpers.training.checkpoints import find_checkpoints
-from simpletuner.helpers.training.reporting import METRICS_FILE, read_metrics
 from simpletuner.helpers.training.signals import stop_on_signals
+from simpletuner.helpers.utils.run_folder import METRICS_FILE, find_checkpoints, read_metrics
 
 CONFIG_FILE, TABLE, NUMBERS, FIGURE = "config.json", "ablation.md", "ablation.json", "ablation.png"
 INTERRUPTED = 130
@@ -83,6 +82,11 @@ def read_ablation(path: Path) -> tuple[Ablation, list[AblationRun]]:
     content, problems = read_json_object(path)
     if problems:
         raise ValueError(_told(problems))
+    if "base" not in content and "model_family" in content:
+        raise ValueError(
+            f"{path}: is the configuration of one run. An ablation holds base (the path of such a file), output_dir "
+            "and runs (what differs); see config/examples/sd15-urepa-ablation.json."
+        )
     try:
         ablation = Ablation.model_validate(content)
     except ValidationError as error:

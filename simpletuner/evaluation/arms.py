@@ -28,8 +28,8 @@ from simpletuner.helpers.training.alignment.feature_cache import unpack
 from simpletuner.helpers.training.alignment.geometry import TokenGrid
 from simpletuner.helpers.training.alignment.teachers import Teacher, make_teacher
 from simpletuner.helpers.training.ema import averaged_weights
-from simpletuner.helpers.training.reporting import METRICS_FILE
 from simpletuner.helpers.training.trainer import Trainer
+from simpletuner.helpers.utils.run_folder import METRICS_FILE
 
 MEASURES_FILE = "measures.jsonl"
 CLASSIFIER_FILE = "classifier.safetensors"

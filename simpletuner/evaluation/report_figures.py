@@ -14,7 +14,7 @@ from simpletuner.evaluation import embeddings
 from simpletuner.evaluation.examination import LEVELS, Common, Findings
 from simpletuner.evaluation.plots import Curve, Panel, plot_curves, plot_points, plot_samples
 from simpletuner.evaluation.similarity import MEASURES
-from simpletuner.helpers.training.reporting import METRICS_FILE, read_metrics
+from simpletuner.helpers.utils.run_folder import METRICS_FILE, read_metrics
 
 MOST_CLASSES = 12  # told apart in maps by colour and marker
 CURVE_POINTS = 60

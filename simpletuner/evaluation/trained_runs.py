@@ -12,9 +12,10 @@ from accelerate.utils.memory import clear_device_cache
 
 from simpletuner.configuration import Config
 from simpletuner.helpers.data.samples import Sample
-from simpletuner.helpers.training.checkpoints import checkpoint_folder, find_checkpoints, find_resumable
+from simpletuner.helpers.training.checkpoints import find_resumable
 from simpletuner.helpers.training.ema import averaged_weights
 from simpletuner.helpers.training.trainer import Trainer
+from simpletuner.helpers.utils.run_folder import checkpoint_folder, find_checkpoints
 
 LATEST = "latest"
 
@@ -62,7 +63,9 @@ def find_checkpoint(config: Config, wanted: str) -> Path:
         return found[0]
     if not wanted.isdecimal() or int(wanted) not in steps:
         there = ", ".join(map(str, steps))
-        raise ValueError(f"checkpoint: {wanted!r} is none of {str(output_dir)!r}; it has those of steps {there}.")
+        raise ValueError(
+            f"checkpoint: {wanted!r} is no checkpoint in {str(output_dir)!r}; there are those of steps {there}."
+        )
     return checkpoint_folder(output_dir, int(wanted))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from simpletuner.configuration import check_config_file
+from simpletuner.configuration.checks import check_config_file, check_values
 from tests.configuration.conftest import FAMILIES, VIDEO, Check
 
 
@@ -123,3 +123,13 @@ def test_no_model_folder_is_a_traceback(tmp_path: Path, complete: dict[str, Any]
 def test_data_sets_are_checked(tmp_path: Path, complete: dict[str, Any]) -> None:
     Path(complete["data_backend_config"]).write_text('[{"id": "mine", "instance_data_dir": "/gone"}]')
     assert "no such folder" in check_file(tmp_path, complete)["multidatabackend.json: mine.instance_data_dir"]
+
+
+def test_a_form_is_told_the_same_as_a_file(tmp_path: Path) -> None:
+    values = {"model_family": "sd3", "crepa_lambda": "much", "urepa_enabled": True, "max_train_steps": 3, "sead": 1}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    config, problems = check_values(values, FAMILIES)
+    assert problems == check_config_file(path, [], FAMILIES)[1]
+    assert {problem.option for problem in problems} >= {"crepa_lambda", "urepa_enabled", "sead"}
+    assert config.crepa.lambda_ == 0.5 and config.max_train_steps == 3

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from simpletuner.configuration import Config, OptionInfo, describe_all
 from simpletuner.configuration.aliases import alias_names
+from simpletuner.configuration.fields import by_place
 from simpletuner.configuration.simpletuner_names import SIMPLETUNER_NAMES
 
 OPTIONS = {info.name: info for info in describe_all(Config)}
@@ -37,6 +38,23 @@ def test_facts_come_from_the_declaration() -> None:
     layers = OPTIONS["urepa_align_layers"]
     assert (layers.type, layers.choices, layers.default) == ("list", ["mid", "enc_last", "dec_first"], ["mid"])
     assert (layers.tab, layers.section, layers.group) == ("Training", "Loss functions", "U-REPA")
+
+
+def test_labels_are_declared_or_read_from_the_name() -> None:
+    names = ("learning_rate", "lora_rank", "vae_batch_size", "crepa_block_index", "crepa_lambda", "urepa_enabled")
+    expected = ["Learning rate", "LoRA rank", "VAE batch size", "Block index", "Weight", "Enabled"]
+    assert [OPTIONS[name].label for name in names] == expected
+    labels = [(info.tab, info.section, info.group, info.part, info.label) for info in OPTIONS.values()]
+    assert len(set(labels)) == len(labels)
+
+
+def test_options_are_gathered_by_their_places() -> None:
+    places = by_place(list(OPTIONS.values()))
+    tabs = list(dict.fromkeys(tab for tab, _, _ in places))
+    assert tabs == ["Basic", "Model", "Data", "Training", "Run", "Validation"]
+    assert [info.name for info in places["Basic", "Length", None]][:2] == ["max_train_steps", "num_train_epochs"]
+    assert {info.part for info in places["Training", "Loss functions", "CREPA"]} >= {None, "Teacher", "Schedule"}
+    assert sum(map(len, places.values())) == len(OPTIONS)
 
 
 @pytest.mark.parametrize(

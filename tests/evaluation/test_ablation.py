@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from simpletuner.evaluation.ablation import NUMBERS, TABLE, read_ablation, run_ablation, write_comparison
-from simpletuner.helpers.training.checkpoints import find_checkpoints
+from simpletuner.helpers.utils.run_folder import find_checkpoints
 from tests.runs import write_config
 
 Written = Callable[..., Path]
@@ -43,6 +43,13 @@ def test_runs_are_what_the_file_declares(written: Written) -> None:
     assert all(run.folder.name == run.name and run.values["max_train_steps"] == 2 for run in runs)
     _, (alone, _) = read_ablation(written(arms))
     assert alone.name == "baseline" and "seed" not in alone.values
+
+
+def test_the_configuration_of_a_run_is_no_ablation(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"model_family": "sd3", "seed": 1}')
+    with pytest.raises(ValueError, match=r"config\.json: is the configuration of one run\. An ablation holds base"):
+        read_ablation(path)
 
 
 @pytest.mark.parametrize(

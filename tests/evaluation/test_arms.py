@@ -23,8 +23,8 @@ from simpletuner.evaluation.arms import (
 from simpletuner.evaluation.datasets import LabelledImages, Splits, load_digits, split, write_class_folders
 from simpletuner.evaluation.experiment import make_arm, prepare
 from simpletuner.helpers.training.alignment.feature_cache import unpack
-from simpletuner.helpers.training.reporting import METRICS_FILE, read_metrics
 from simpletuner.helpers.training.trainer import Trainer
+from simpletuner.helpers.utils.run_folder import METRICS_FILE, read_metrics
 
 
 @pytest.fixture(scope="module")

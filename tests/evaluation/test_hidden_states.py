@@ -82,7 +82,7 @@ def test_a_loaded_run_has_the_averaged_weights_and_writes_nothing(unets: Runs) -
 def test_checkpoints_are_found_or_named(unets: Runs, tmp_path: Path) -> None:
     config, _ = unets
     assert find_checkpoint(config, "latest") == find_checkpoint(config, "3") == Path(config.output_dir) / "checkpoint-3"
-    with pytest.raises(ValueError, match=r"checkpoint: '7' is none of .*it has those of steps 3\."):
+    with pytest.raises(ValueError, match=r"checkpoint: '7' is no checkpoint in .*there are those of steps 3\."):
         find_checkpoint(config, "7")
     with pytest.raises(ValueError, match=r"output_dir: .* holds no checkpoint\. Train this configuration first\."):
         find_checkpoint(config.model_copy(update={"output_dir": str(tmp_path)}), "latest")

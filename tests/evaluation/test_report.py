@@ -139,7 +139,7 @@ def test_an_untrained_run_is_told(tmp_path: Path, tiny_folder: TinyFolder, capsy
 
 def test_a_step_without_a_checkpoint_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(root, "out", "--checkpoint", "2") == 2
-    assert "checkpoint: '2' is none of" in refusal(capsys)
+    assert "checkpoint: '2' is no checkpoint in" in refusal(capsys)
 
 
 def test_runs_that_do_not_compare_are_told(

@@ -17,11 +17,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from simpletuner.configuration import Config
+from simpletuner.helpers.utils.run_folder import MANIFEST, checkpoint_folder, find_checkpoints, read_state
 
 logger = logging.getLogger(__name__)
-
-PREFIX = "checkpoint-"
-MANIFEST = "manifest.json"
 
 SHAPING_OPTIONS = (
     "model_family",
@@ -46,11 +44,6 @@ SHAPING_OPTIONS = (
 def shaping_options(config: Config) -> dict[str, Any]:
     """The options that decide what a checkpoint holds."""
     return {name: getattr(config, name) for name in SHAPING_OPTIONS}
-
-
-def checkpoint_folder(output_dir: Path, step: int) -> Path:
-    """Where the checkpoint after `step` optimizer steps lies."""
-    return output_dir / f"{PREFIX}{step}"
 
 
 def save_checkpoint(
@@ -118,34 +111,6 @@ def _remove_oldest(output_dir: Path, keep: int, newest: Path) -> None:
         for _, folder in find_checkpoints(output_dir)[:-keep]:
             if folder != newest:
                 shutil.rmtree(folder)
-
-
-def find_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
-    """Steps and folders of the checkpoints in `output_dir`, oldest first, intact or not."""
-    found = []
-    for folder in output_dir.glob(f"{PREFIX}*"):
-        step = folder.name.removeprefix(PREFIX)
-        if folder.is_dir() and step.isdecimal():
-            found.append((int(step), folder))
-    return sorted(found)
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """The trainer's state in a checkpoint.
-
-    Raises:
-        ValueError: the checkpoint isn't intact; says which file is missing or torn.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        state, files = manifest["state"], dict(manifest["files"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder} is no intact checkpoint: its {MANIFEST} can't be read ({error}).") from error
-    for name, size in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise ValueError(f"{folder} is no intact checkpoint: {name} is missing or torn.")
-    return state
 
 
 def find_resumable(resume: str | None, output_dir: Path) -> tuple[Path, dict[str, Any]] | None:

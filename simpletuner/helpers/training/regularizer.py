@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from simpletuner.configuration.alignment import AlignmentOptions, IrepaOptions, read_options
+from simpletuner.configuration.coefficient import planned_schedule
 from simpletuner.helpers.training.alignment.eager import CHUNKS, differentiated
 from simpletuner.helpers.training.alignment.encoders import describe_encoder
 from simpletuner.helpers.training.alignment.geometry import (
@@ -25,12 +26,7 @@ from simpletuner.helpers.training.alignment.losses import (
 )
 from simpletuner.helpers.training.alignment.pixels import decode_latents
 from simpletuner.helpers.training.alignment.projectors import GridProjector, make_projector, project
-from simpletuner.helpers.training.alignment.schedule import (
-    AlignmentScheduler,
-    CoefficientSchedule,
-    Plateau,
-    SimilarityMeter,
-)
+from simpletuner.helpers.training.alignment.schedule import AlignmentScheduler, Plateau, SimilarityMeter
 from simpletuner.helpers.training.alignment.teachers import Teacher, make_teacher
 
 Logs = dict[str, Tensor]
@@ -454,15 +450,7 @@ def _average(parts: list[tuple[Tensor, Tensor, Logs]]) -> tuple[Tensor, Tensor, 
 
 def _make_scheduler(options: AlignmentOptions, total_steps: int) -> AlignmentScheduler:
     return AlignmentScheduler(
-        CoefficientSchedule(
-            kind=options.scheduler,
-            base=options.lambda_,
-            end=options.lambda_end,
-            warmup_steps=options.warmup_steps,
-            decay_steps=options.decay_steps,
-            power=options.power,
-            total_steps=total_steps,
-        ),
+        planned_schedule(options, total_steps),
         cutoff_step=options.cutoff_step,
         threshold=options.similarity_threshold,
         ema_decay=options.similarity_ema_decay,

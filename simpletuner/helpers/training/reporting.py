@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,8 +20,8 @@ from torch import Tensor
 
 from simpletuner.configuration import Config
 from simpletuner.helpers.utils.host_copy import HostCopy
+from simpletuner.helpers.utils.run_folder import METRICS_FILE, RunFacts, read_metrics, write_facts
 
-METRICS_FILE = "metrics.jsonl"
 CLOCK = ("step", "step_seconds")  # what is no part of the loss
 # What the progress bar shows, where it is there, and how it calls it.
 SHOWN = {
@@ -144,6 +143,7 @@ class Report:
             beside = self._path.with_suffix(".partial")
             beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             beside.replace(self._path)
+            write_facts(self._path.parent, RunFacts(self._total, step))
         self._progress.update(self._task, completed=step)
 
     def log(self, row: dict[str, float] | None) -> None:
@@ -191,15 +191,3 @@ class Report:
     ) -> None:
         if self._console.is_terminal:
             self._progress.stop()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, in order; a last line torn by a crash is left out."""
-    rows: list[dict[str, Any]] = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-    return rows

@@ -32,10 +32,10 @@ from simpletuner.helpers.data.records import LATENT_FORMATS
 from simpletuner.helpers.data.scan import find_samples
 from simpletuner.helpers.models.registry import foundation_class
 from simpletuner.helpers.models.sizes import latent_shapes, prompt_bytes
-from simpletuner.helpers.training.checkpoints import PREFIX, find_checkpoints
 from simpletuner.helpers.training.reporting import NonFiniteLossError
 from simpletuner.helpers.training.trainer import Trainer, make_accelerator, prepare_data
 from simpletuner.helpers.training.validation import validation_prompts
+from simpletuner.helpers.utils.run_folder import PREFIX, find_checkpoints
 
 CONFIGURATION_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 PACKAGE = Path(simpletuner.__file__).parent

@@ -17,6 +17,7 @@ from torch import Tensor
 from simpletuner.configuration import Config
 from simpletuner.helpers.models.common import ModelFoundation
 from simpletuner.helpers.models.sampling import SampleSettings
+from simpletuner.helpers.utils.run_folder import sample_path
 
 
 def validation_prompts(config: Config) -> list[str]:
@@ -70,16 +71,19 @@ def _size(config: Config) -> tuple[int, int]:
 
 
 def _write(samples: Sequence[Any], config: Config, accelerator: Accelerator, step: int) -> list[Path]:
-    folder = Path(config.output_dir) / "validation"
-    folder.mkdir(parents=True, exist_ok=True)
+    output_dir = Path(config.output_dir)
     files = []
     for number, sample in enumerate(samples):
-        if isinstance(sample, Image.Image):
-            files.append(folder / f"step-{step:06d}-{number}.png")
-            sample.save(files[-1])
+        is_image = isinstance(sample, Image.Image)
+        path = sample_path(output_dir, step, number, ".png" if is_image else ".mp4")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}")  # whoever watches the folder sees whole files only
+        if is_image:
+            sample.save(beside)
         else:
-            files.append(folder / f"step-{step:06d}-{number}.mp4")
-            write_clip(files[-1], sample)
+            write_clip(beside, sample)
+        beside.replace(path)
+        files.append(path)
     images = [sample if isinstance(sample, Image.Image) else sample[0] for sample in samples]
     stacked = np.stack([np.asarray(image) for image in images])
     for tracker in accelerator.trackers:

@@ -6,14 +6,8 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from simpletuner.helpers.training.checkpoints import (
-    MANIFEST,
-    find_checkpoints,
-    find_resumable,
-    read_state,
-    require_same_shape,
-    save_checkpoint,
-)
+from simpletuner.helpers.training.checkpoints import find_resumable, require_same_shape, save_checkpoint
+from simpletuner.helpers.utils.run_folder import MANIFEST, find_checkpoints, read_state
 
 
 def save(output: Path, step: int, keep: int = 0, content: str = "weights") -> Path:

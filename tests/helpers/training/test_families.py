@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from simpletuner.configuration import Config
-from simpletuner.helpers.training.reporting import METRICS_FILE, read_metrics
 from simpletuner.helpers.training.trainer import train
+from simpletuner.helpers.utils.run_folder import METRICS_FILE, read_metrics
 from tests.families import CASES
 from tests.helpers.data.files import numbered_frames, write_clip, write_images
 

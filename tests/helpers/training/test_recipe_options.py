@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from simpletuner.configuration import load_config
 from simpletuner.helpers.training.ema import averaged_weights
-from simpletuner.helpers.training.reporting import METRICS_FILE, read_metrics
 from simpletuner.helpers.training.trainer import Trainer
+from simpletuner.helpers.utils.run_folder import METRICS_FILE, read_metrics
 from tests import tiny_models
 from tests.helpers.training.test_distributed import last_checkpoint, launch_training
 from tests.runs import metrics, train, write_config, write_data

@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simpletuner.configuration import Config, load_config
-from simpletuner.helpers.training.reporting import METRICS_FILE, NonFiniteLossError, read_metrics
+from simpletuner.helpers.training.reporting import NonFiniteLossError
 from simpletuner.helpers.training.trainer import Trainer, train
+from simpletuner.helpers.utils.run_folder import METRICS_FILE, read_metrics
 from tests.runs import write_config, write_data
 
 TinyFolder = Callable[[str], Path]

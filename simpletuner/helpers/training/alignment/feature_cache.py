@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simpletuner.configuration.alignment_shared import CacheType
+from simpletuner.configuration.encoders import feature_bytes
 from simpletuner.helpers.training.alignment.encoders import EncoderFacts
 from simpletuner.helpers.training.alignment.geometry import TokenGrid
 
@@ -57,7 +58,7 @@ def unpack(packed: Mapping[str, Tensor]) -> Tensor:
 
 def stored_bytes(grid: TokenGrid, width: int, dtype: CacheType) -> int:
     """Bytes that a sample's features take."""
-    return grid.tokens * (width * FORMATS[dtype].itemsize + (4 if dtype == "int8" else 0))
+    return feature_bytes(grid.tokens, width, dtype)
 
 
 @dataclass(frozen=True)
