@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test lint format bench recipe-mini clean
+.PHONY: install demo test e2e pictures lint format bench recipe-mini clean
 
 install: $(STAMP)
 
@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[demo,eval,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[demo,eval,webui,test]'
 	@touch $@
 
 demo: $(STAMP)
@@ -21,6 +21,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# In a real browser: needs Debian's chromium, chromium-driver, fonts-noto-core and fonts-noto-cjk.
+e2e: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest e2e
+
+# Of the WebUI, for the documentation.
+pictures: $(STAMP)
+	OMP_NUM_THREADS=1 E2E_PICTURES=documentation/images $(BIN)/python -m pytest e2e/test_pages.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

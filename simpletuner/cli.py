@@ -14,11 +14,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from simpletuner.configuration import Config
-    from simpletuner.configuration.fields import OptionInfo
     from simpletuner.configuration.problems import Problem
 
 CONFIGURATION_ERROR, INTERRUPTED = 2, 130
@@ -297,6 +296,57 @@ def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=_whole_number(0, MOST_SEED), default=0, help="(%(default)s)")
 
 
+def server(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Configure, start and watch trainings in the browser, until Ctrl-C; trainings go on without it.
+
+    Only this machine can connect, unless --host says otherwise. Then a token is needed: that of the environment
+    variable SIMPLETUNER_TOKEN, or one that is made and printed.
+    """
+    try:
+        from simpletuner.webui.server import serve
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("simpletuner"):
+            raise
+        print(f'error: the server needs {error.name}: pip install "simpletuner-repa[webui]"', file=sys.stderr)
+        return CONFIGURATION_ERROR
+    from simpletuner.webui.site import make_site
+
+    try:
+        site = make_site(arguments.configs, arguments.root or ())
+        return serve(
+            site,
+            arguments.host,
+            arguments.port,
+            allowed_hosts=arguments.allowed_host or (),
+            open_page=arguments.open,
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return CONFIGURATION_ERROR
+
+
+def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (%(default)s)")
+    parser.add_argument("--port", type=_whole_number(0, 65535), default=7860, help="(%(default)s; 0: any free one)")
+    parser.add_argument(
+        "--configs", type=Path, default=Path("config"), metavar="DIR", help="folder of the projects (%(default)s)"
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder that the server may read and write; may be given several times (the working directory)",
+    )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help="another name of the server, such as that of a proxy; may be given several times",
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+
+
 def _valid_config(arguments: argparse.Namespace, options: list[str]) -> Config | None:
     """The configuration if it is valid; its problems are printed."""
     return _checked_config(arguments.config, options)
@@ -319,7 +369,9 @@ def list_options(arguments: argparse.Namespace, options: list[str]) -> int:
     if arguments.json:
         print(json.dumps([asdict(option) for option in known], indent=2))
     else:
-        _print_tables(known)
+        from simpletuner.tables import print_options
+
+        print_options(known)
     return 0
 
 
@@ -334,7 +386,9 @@ def list_families(arguments: argparse.Namespace, options: list[str]) -> int:
     if arguments.json:
         print(json.dumps(known, indent=2))
     else:
-        _print_families(known)
+        from simpletuner.tables import print_families
+
+        print_families(known)
     return 0
 
 
@@ -350,6 +404,7 @@ COMMANDS = {
     "ablate": Command("train, evaluate and compare runs that differ in a few options", ablate, _add_ablate_arguments),
     "report": Command("compare trained runs: did alignment help?", report, _add_report_arguments),
     "demo": Command("see what REPA does, in a few minutes on a CPU", demo, _add_demo_arguments),
+    "server": Command("configure, start and watch trainings in the browser", server, _add_server_arguments),
     "check": Command("check a configuration without loading weights", check, add_config_argument, takes_options=True),
     "families": Command("list the model families that can be trained", list_families, _add_json_argument),
     "options": Command("list every option of the configuration", list_options, _add_json_argument),
@@ -393,44 +448,6 @@ def print_problems(problems: Iterable[Problem]) -> None:
             f": {problem.message}. {problem.mend}",
         )
         console.print(line)
-
-
-def _print_families(families: Iterable[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("Family", "Type", "diffusers class", "Blocks", "Width", "Tap", "Method", "Tokens"):
-        table.add_column(heading, justify="right" if heading in ("Blocks", "Width", "Tap") else "left", no_wrap=True)
-    for family in families:
-        *cells, resolution, (rows, columns) = family.values()
-        shown = ("–" if cell is None else str(cell).replace("transformer", "DiT") for cell in cells)
-        table.add_row(*shown, f"{rows}×{columns} at {resolution}²")
-    console = Console()
-    console.width = max(console.width, table.__rich_measure__(console, console.options).maximum)  # wide, but whole
-    console.print(table)
-
-
-def _print_tables(options: Sequence[OptionInfo]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from simpletuner.configuration.fields import by_place
-
-    console = Console()
-    for heading, members in by_place(options).items():
-        title = " / ".join(part for part in heading if part)
-        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, expand=True)
-        table.add_column("Option", no_wrap=True, min_width=30)
-        table.add_column("Values", ratio=2)
-        table.add_column("Meaning", ratio=3)
-        for option in members:
-            default = "" if option.default is None else f"\ndefault {json.dumps(option.default)}"
-            table.add_row(Text(option.name), Text(option.expectation() + default), Text(option.help))
-        console.print(table)
 
 
 if __name__ == "__main__":

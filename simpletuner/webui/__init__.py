@@ -1,0 +1,1 @@
+"""The WebUI: a server for the browser. Nothing in it imports torch or diffusers."""
