@@ -7,11 +7,15 @@ import os
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
 
 import torch
+from results import write_section
 from rich.console import Console
 from rich.table import Table
 
@@ -174,10 +178,23 @@ def run_alone(
     measure: Callable[[torch.device], list[Figure]],
     about: str | None,
     layout: Callable[[list[Figure]], Layout] = layout_in_rows,
+    section: str | None = None,
 ) -> None:
-    """The command line of one benchmark: measures and prints."""
-    argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    """The command line of one benchmark: measures and prints.
+
+    Args:
+        section: of RESULTS.md, which `--record` writes; for a benchmark that isn't one of `run.py`'s.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if section is not None:
+        parser.add_argument("--record", action="store_true", help="write the figures into RESULTS.md")
+    arguments = parser.parse_args()
     device = pick_device()
-    console = Console()
-    console.print(machine_line(device))
-    console.print(*as_terminal(layout(measure(device))))
+    console, machine = Console(), machine_line(device)
+    console.print(machine)
+    measured = layout(measure(device))
+    console.print(*as_terminal(measured))
+    if section is not None and arguments.record:
+        command = f"`python benchmarks/{Path(sys.argv[0]).name} --record` · {date.today()} · {machine}"
+        title = (about or section).strip().partition("\n")[0]
+        write_section(section, "\n".join([f"## {title}", "", command, "", *as_markdown(measured)[:-1]]))

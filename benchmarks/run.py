@@ -2,7 +2,8 @@
 
     python benchmarks/run.py [--json FILE] [--only NAME ...]
 
-On a GPU where there is one, into a section of its own. `convergence.py` takes hours and is run by itself.
+On a GPU where there is one, into a section of its own. `convergence.py`, which takes hours, and `server_load.py`, which
+needs the extra `webui`, are run by themselves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What twenty clients of the WebUI cost the training that they watch, and how long they wait.
 
-python benchmarks/server_load.py
+    python benchmarks/server_load.py [--record]
 
 Each client streams events, breaking off now and then, and asks once a second for the run, its newest metrics and its
 samples. Training, server and clients share two cores. Blocks with and without server and clients take turns.
@@ -280,4 +280,4 @@ def _percentile(ordered: list[float], share: float) -> float:
 
 
 if __name__ == "__main__":
-    run_alone(measure, __doc__)
+    run_alone(measure, __doc__, section="the WebUI under load")
