@@ -28,6 +28,7 @@ class CrepaOptions(AlignmentOptions):
 
     PREFIX = "crepa"
     TITLE = "CREPA"
+    ONLY_FOR = "transformer"
     ALIASES: ClassVar = {"encoder": ("crepa_model",), "feature_source": ("crepa_use_backbone_features=backbone",)}
     ENCODER_IN_USE = "{x}_feature_source=encoder"
 
@@ -57,6 +58,7 @@ class CrepaOptions(AlignmentOptions):
         depends_on="{x}_enabled",
         label="Neighbour distance",
         part="Neighbouring frames",
+        only_for="video",
         help="Distance in latent frames to the neighbours that a frame is also aligned with (video). 0 uses the own "
         "frame only.",
     )
@@ -66,6 +68,7 @@ class CrepaOptions(AlignmentOptions):
         depends_on="{x}_adjacent_distance",
         label="Neighbour temperature",
         part="Neighbouring frames",
+        only_for="video",
         help="Temperature of the neighbours' weight exp(-distance / tau) (video).",
     )
     cumulative_neighbors: bool = alignment_option(
@@ -73,6 +76,7 @@ class CrepaOptions(AlignmentOptions):
         depends_on="{x}_adjacent_distance",
         label="All nearer neighbours",
         part="Neighbouring frames",
+        only_for="video",
         help="Uses all neighbours up to {x}_adjacent_distance, not only those at exactly that distance (video).",
     )
     normalize_by_frames: bool = alignment_option(
@@ -80,6 +84,7 @@ class CrepaOptions(AlignmentOptions):
         depends_on="{x}_enabled",
         label="Mean over frames",
         part="Neighbouring frames",
+        only_for="video",
         help="Divides the sum over frames by their number (video).",
     )
     normalize_neighbour_sum: bool = alignment_option(
@@ -87,6 +92,7 @@ class CrepaOptions(AlignmentOptions):
         depends_on="{x}_adjacent_distance",
         label="Mean over neighbours",
         part="Neighbouring frames",
+        only_for="video",
         help="Divides a frame's score by the sum of its neighbours' weights, so that it stays within -1 to 1 (video).",
     )
     spatial_align: bool = alignment_option(
@@ -126,6 +132,7 @@ class UrepaOptions(AlignmentOptions):
 
     PREFIX = "urepa"
     TITLE = "U-REPA"
+    ONLY_FOR = "unet"
     RENAMED: ClassVar = {"encoder": "model"}
     ALIASES: ClassVar = {"encoder": ("urepa_encoder",)}
 
@@ -195,6 +202,7 @@ class LayersyncOptions(PrefixedOptions):
 
     PREFIX = "layersync"
     TITLE = "LayerSync"
+    ONLY_FOR = "transformer"
 
     enabled: bool = alignment_option(
         False, help="Aligns a block of a transformer with a deeper block of itself; needs no encoder and no projector."

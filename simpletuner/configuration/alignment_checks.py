@@ -144,23 +144,6 @@ def _beyond_the_run(options: AlignmentOptions, steps: int) -> Problems:
         yield Problem(options.key("cutoff_step"), message, "Lower it, or remove it.")
 
 
-def video_only(config: Config, family: Family | None) -> Problems:
-    """Options about frames do nothing for images."""
-    if family is None or family.media == "video" or not config.crepa.enabled:
-        return
-    defaults = type(config.crepa)()
-    for name in (
-        "adjacent_distance",
-        "adjacent_tau",
-        "cumulative_neighbors",
-        "normalize_by_frames",
-        "normalize_neighbour_sum",
-    ):
-        if getattr(config.crepa, name) != getattr(defaults, name):
-            message = f"has no effect: {family.name} makes images, which have one frame"
-            yield warning(config.crepa.key(name), message, "Remove it.")
-
-
 def irepa(config: Config, family: Family | None) -> Problems:
     """iREPA modifies CREPA or U-REPA, and brings a projector of its own."""
     if config.irepa.projector_kernel_size % 2 == 0:
@@ -250,7 +233,6 @@ ALIGNMENT_RULES = (
     layersync_blocks,
     encoder,
     schedule,
-    video_only,
     irepa,
     urepa_layers,
     sample_manifold,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from simpletuner.configuration.fields import OnlyFor
 from simpletuner.configuration.general import PredictionType
 from simpletuner.configuration.json_files import read_object
 from simpletuner.configuration.paths import kind_of
@@ -53,6 +54,10 @@ class Family:
     def pixels_per_token(self) -> int:
         """The side of one student token in pixels: image sides must be multiples of it."""
         return self.latent_ratio * self.patch_size
+
+    def suits(self, only_for: OnlyFor | None) -> bool:
+        """Whether an option that is only for such models has an effect here."""
+        return only_for in (None, self.media, self.model_type)
 
     @property
     def alignment(self) -> str:

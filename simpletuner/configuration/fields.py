@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 # How words are written that are no plain words.
 SPELLINGS = {"vae": "VAE", "ema": "EMA", "lora": "LoRA", "snr": "SNR", "tae": "tiny autoencoder", "id": "name"}
+OnlyFor = Literal["video", "transformer", "unet"]
 TYPE_NAMES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
@@ -42,6 +43,7 @@ def option(
     part: str | None = None,
     group: str | None = None,
     depends_on: str | None = None,
+    only_for: OnlyFor | None = None,
     aliases: Sequence[str] = (),
     required: bool = False,
     example: str | None = None,
@@ -58,7 +60,8 @@ def option(
     not empty), ``"lr_scheduler=cosine|linear"`` (one of these values), or several of them joined by ``" or "``.
     ``label`` is what forms call it, where that isn't just its name; ``part`` is the heading under which it stands in
     a group of many. ``required`` marks an option whose empty default is not enough for a run (see ``checks``).
-    ``example`` shows the form of a text that has a ``pattern``, or of a list of numbers.
+    ``only_for`` is the kind of model that it is for, if not for all. ``example`` shows the form of a text that has a
+    ``pattern``, or of a list of numbers.
     """
     extra: Any = {
         "tab": tab,
@@ -67,6 +70,7 @@ def option(
         "part": part,
         "group": group,
         "depends_on": depends_on,
+        "only_for": only_for,
         "aliases": list(aliases),
         "required": required,
         "example": example,
@@ -100,6 +104,7 @@ class OptionInfo:
     required: bool
     help: str
     depends_on: str | None
+    only_for: OnlyFor | None
     tab: str
     section: str
     group: str | None

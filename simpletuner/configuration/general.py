@@ -308,6 +308,7 @@ class ValidationOptions(OptionGroup):
         None,
         ge=1,
         label="Frames",
+        only_for="video",
         help="Frames of a sampled clip (video families). None takes as many as the data set has.",
     )
 

@@ -139,14 +139,21 @@ def tracker(config: Config, family: Family | None) -> Problems:
 
 
 def validation_frames(config: Config, family: Family | None) -> Problems:
-    """Clips have a length that the VAE can divide; images have none."""
+    """Clips have a length that the VAE can divide."""
     frames = config.validation_num_video_frames
-    if frames is None or family is None:
-        return
-    if family.media == "image":
-        yield warning("validation_num_video_frames", f"has no effect: {family.name} makes images", "Remove it.")
-    elif (frames - 1) % family.frame_ratio != 0:
+    if frames is not None and family is not None and family.media == "video" and (frames - 1) % family.frame_ratio != 0:
         yield Problem("validation_num_video_frames", *odd_frame_count(frames, family))
+
+
+def only_for_video(config: Config, family: Family | None) -> Problems:
+    """Options about frames do nothing for images."""
+    if family is None or family.media == "video":
+        return
+    defaults = Config()
+    for info in describe_all(Config):
+        if info.only_for == "video" and getattr(config, info.name) != getattr(defaults, info.name):
+            message = f"has no effect: {family.name} makes images, which have one frame"
+            yield warning(info.name, message, "Remove it.")
 
 
 def odd_frame_count(frames: int, family: Family) -> tuple[str, str]:
@@ -156,4 +163,14 @@ def odd_frame_count(frames: int, family: Family) -> tuple[str, str]:
     return message, f"Use {lower} or {lower + family.frame_ratio}."
 
 
-GENERAL_RULES = (required_options, paths, length_of_run, sizes, model_type, objective, tracker, validation_frames)
+GENERAL_RULES = (
+    required_options,
+    paths,
+    length_of_run,
+    sizes,
+    model_type,
+    objective,
+    tracker,
+    validation_frames,
+    only_for_video,
+)

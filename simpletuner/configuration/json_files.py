@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ def parse_json(text: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
         return json.loads(text, object_pairs_hook=pairs_hook, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def repeated_names(pairs: Iterable[tuple[str, Any]]) -> list[str]:
+    """The names that stand more than once in an object; for a hook of :func:`parse_json`."""
+    return [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from typing import Any
 from simpletuner.configuration.aliases import resolve_aliases
 from simpletuner.configuration.config import Config
 from simpletuner.configuration.fields import describe_all
-from simpletuner.configuration.json_files import parse_json
+from simpletuner.configuration.json_files import parse_json, repeated_names
 from simpletuner.configuration.problems import Problem, has_errors
 from simpletuner.configuration.validation import build, parse_text
+
+MOST_BYTES = 2**26  # of a configuration, or a list of data sets
 
 
 def load_config(path: Path | None, arguments: Sequence[str]) -> tuple[Config | None, list[Problem]]:
@@ -83,14 +85,19 @@ def read_json(path: Path) -> tuple[Any, list[Problem]]:
     repeated: list[Problem] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-            repeated.append(Problem(twice, f"stands more than once in {path}", "Keep one of them."))
-        return content
+        repeated.extend(
+            Problem(name, f"stands more than once in {path}", "Keep one of them.") for name in repeated_names(pairs)
+        )
+        return dict(pairs)
 
     try:
-        return parse_json(path.read_text(encoding="utf-8-sig"), unique), repeated
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:  # weights, say, which would take all memory
+            return None, [
+                Problem(str(path), f"is larger than {MOST_BYTES // 2**20} MiB", "Name the file that is meant.")
+            ]
+        return parse_json(content.decode("utf-8-sig"), unique), repeated
     except FileNotFoundError:
         return None, [Problem(str(path), "no such file", "Check the path.")]
     except OSError as error:

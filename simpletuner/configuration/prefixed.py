@@ -11,7 +11,7 @@ from pydantic import create_model
 from pydantic.fields import FieldInfo
 
 from simpletuner.configuration.aliases import alias_names, resolve_aliases
-from simpletuner.configuration.fields import OptionGroup, describe_all
+from simpletuner.configuration.fields import OnlyFor, OptionGroup, describe_all
 from simpletuner.configuration.problems import has_errors
 from simpletuner.configuration.validation import build
 
@@ -27,6 +27,7 @@ class PrefixedOptions(OptionGroup):
     TITLE: ClassVar[str]
     RENAMED: ClassVar[Mapping[str, str]] = {}
     ALIASES: ClassVar[Mapping[str, Sequence[str]]] = {}
+    ONLY_FOR: ClassVar[OnlyFor | None] = None
     ENCODER_IN_USE: ClassVar[str] = "{x}_enabled"
 
     @classmethod
@@ -43,6 +44,7 @@ class PrefixedOptions(OptionGroup):
         copy.json_schema_extra = {
             **extra,
             "group": cls.TITLE,
+            "only_for": extra["only_for"] or cls.ONLY_FOR,
             "aliases": list(cls.ALIASES.get(name, ())),
             "depends_on": None if extra["depends_on"] is None else cls._fill_in(extra["depends_on"]),
         }

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.configuration.aliases import resolve_aliases
-from simpletuner.configuration.alignment import CrepaOptions, LayersyncOptions, UrepaOptions
 from simpletuner.configuration.checks import find_family
 from simpletuner.configuration.config import Config
 from simpletuner.configuration.dataset import check_entries, entries_of
@@ -21,7 +20,7 @@ from simpletuner.configuration.fields import OptionInfo, describe_all
 from simpletuner.configuration.paths import kind_of, local_path
 from simpletuner.configuration.problems import Problem
 from simpletuner.helpers.models.registry import FAMILIES
-from simpletuner.webui.checking import check_inside
+from simpletuner.webui.checking import check_inside, datasets_inside
 from simpletuner.webui.projects import Project
 from simpletuner.webui.site import Site
 
@@ -29,11 +28,6 @@ OPTIONS: Mapping[str, OptionInfo] = {info.name: info for info in describe_all(Co
 
 DELAY = 0.3
 """Seconds without a change after which a draft is examined."""
-
-# Which model a group of options is for; groups that aren't here suit every one.
-_MODEL_TYPES = {CrepaOptions.TITLE: "transformer", UrepaOptions.TITLE: "unet", LayersyncOptions.TITLE: "transformer"}
-_VIDEO_PARTS = ("Neighbouring frames",)
-_VIDEO_OPTIONS = ("validation_num_video_frames",)
 
 
 class Draft:
@@ -111,20 +105,11 @@ class Examination:
 
     def fits(self, info: OptionInfo) -> bool:
         """Whether the option is for models of this family; without a family every option may be."""
-        return fits(info, self.family)
+        return self.family is None or self.family.suits(info.only_for)
 
     def offers(self, info: OptionInfo) -> bool:
         """Whether the option fits the family and has an effect."""
         return info.name not in self.unmet and self.fits(info)
-
-
-def fits(info: OptionInfo, family: Family | None) -> bool:
-    """Whether an option is for models of a family; None: the family isn't known yet."""
-    if family is None:
-        return True
-    if info.group in _MODEL_TYPES and _MODEL_TYPES[info.group] != family.model_type:
-        return False
-    return family.media == "video" or not (info.part in _VIDEO_PARTS or info.name in _VIDEO_OPTIONS)
 
 
 def examine(site: Site, values: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]] | None = None) -> Examination:
@@ -136,21 +121,25 @@ def examine(site: Site, values: Mapping[str, Any], datasets: Sequence[Mapping[st
     config, problems = check_inside(site, values)
     family = find_family(config, FAMILIES)
     if datasets is not None:
-        problems = _with_datasets(config, family, problems, datasets)
+        problems = _with_datasets(site, config, family, problems, datasets)
     reasons = {name: unmet_dependency(name, config, OPTIONS) for name in OPTIONS}
     unmet = {name: reason for name, reason in reasons.items() if reason is not None}
     return Examination(config, list(dict.fromkeys(problems)), family, unmet)
 
 
 def _with_datasets(
-    config: Config, family: Family | None, problems: list[Problem], datasets: Sequence[Mapping[str, Any]]
+    site: Site,
+    config: Config,
+    family: Family | None,
+    problems: list[Problem],
+    datasets: Sequence[Mapping[str, Any]],
 ) -> list[Problem]:
     """The problems, in which those of the list on disk, or of its absence, give way to those of the edited list."""
     path = local_path(config.data_backend_config)
     of_file = {str(path), config.data_backend_config} | (set() if kind_of(path) else {"data_backend_config"})
     kept = [problem for problem in problems if problem.option not in of_file and dataset_place(problem, path) is None]
     entries, found = entries_of([dict(entry) for entry in datasets], path)
-    return kept + found + check_entries(entries, config, family)
+    return kept + datasets_inside(site, datasets, path, found + check_entries(entries, config, family))
 
 
 def dataset_place(problem: Problem, path: Path) -> tuple[str, str] | None:

@@ -112,13 +112,17 @@ def take_look(site: Site, run_id: str) -> Look:
     """Looks at the files of a run. Raises `RunError` or `OSError`."""
     run = read_run(site, run_id)  # first: if it has ended by now, then the files are complete
     log = run.folder / LOG_FILE
+    try:
+        log_size = log.stat().st_size
+    except FileNotFoundError:  # removed, to free the disk
+        log_size = 0
     return Look(
         describe(run),
         read_table(metrics_path(run.folder, record_of(run))),
         sample_stamps(run),
         checkpoint_stamps(run),
         log,
-        log.stat().st_size,
+        log_size,
         is_active(run),
         _is_over(run),
     )

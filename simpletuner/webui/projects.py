@@ -29,6 +29,7 @@ from simpletuner.webui.project_data import (
     read_datasets,
     save_datasets,
 )
+from simpletuner.webui.records import rename_in_records
 from simpletuner.webui.secrets import restore
 from simpletuner.webui.site import Site, examples_folder
 from simpletuner.webui.stored import (
@@ -172,7 +173,7 @@ def duplicate_project(site: Site, name: str, new: str) -> Project:
 
 
 def rename_project(site: Site, name: str, new: str) -> Project:
-    """Give a project another name; its list of data sets goes along if no other project names it.
+    """Give a project another name; its runs go along, and its list of data sets if no other project names it.
 
     Its output folder stays what it is, since runs lie there.
     """
@@ -192,6 +193,14 @@ def rename_project(site: Site, name: str, new: str) -> Project:
                 raise
         (site.configs / f"{name}.json").rename(target)
         sync_folder(site.configs)
+    try:
+        if kind_of(site.runs) == "folder":
+            with changing(site.runs):
+                rename_in_records(site.runs, name, new)
+    except ProjectError:
+        with changing(site.configs):
+            target.rename(site.configs / f"{name}.json")
+        raise
     return read_project(site, new)
 
 

@@ -5,7 +5,7 @@
 | `record.json` | what was started, and every start of it |
 | `config-{n}.json` | the configuration of the n-th start |
 | `process-{n}.json`, `exit-{n}.json` | written by the keeper |
-| `stop-{n}.json` | that somebody asked this start to stop, and when |
+| `stop-{n}` | made when somebody asked this start to stop |
 | `log.txt` | what the trainer printed, in all starts |
 | `metrics.jsonl`, `run.json` | what the trainer wrote, once another run was begun in the same `output_dir` |
 """
@@ -86,20 +86,33 @@ def write_record(folder: Path, record: Record) -> None:
     replace_file(folder / RECORD_FILE, json.dumps(asdict(record), indent=1).encode())
 
 
+def rename_in_records(runs: Path, project: str, new: str) -> None:
+    """The runs of a project go along with its name. Raises `OSError`."""
+    for file in runs.glob(f"*/{RECORD_FILE}"):
+        try:
+            record = read_record(file.parent)
+        except (OSError, ValueError):  # none that is shown anywhere
+            continue
+        if record.project == project:
+            write_record(file.parent, replace(record, project=new))
+
+
 def config_file(folder: Path, start: int) -> Path:
     """The configuration with which a start was made."""
     return folder / f"config-{start}.json"
 
 
 def stop_file(folder: Path, start: int) -> Path:
-    """Is there once a start was asked to stop."""
-    return folder / f"stop-{start}.json"
+    """An empty file, which a full disk still takes, that is made when a start is first asked to stop."""
+    return folder / f"stop-{start}"
 
 
 def read_stop(folder: Path, start: int) -> float | None:
     """When a start was first asked to stop, a Unix time; None if it wasn't."""
-    asked = _read(stop_file(folder, start)).get("asked")
-    return float(asked) if isinstance(asked, (int, float)) else None
+    try:
+        return stop_file(folder, start).stat().st_mtime
+    except OSError:
+        return None
 
 
 def read_exit(folder: Path, start: int) -> Exit | None:

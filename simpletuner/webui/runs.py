@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -10,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from simpletuner.webui.files import only_writer, replace_file
+from simpletuner.webui.files import only_writer
 from simpletuner.webui.known_runs import (
     Run,
     RunConflict,
@@ -67,8 +66,8 @@ def stop_run(site: Site, run_id: str, *, at_once: bool = False) -> Run:
         if at_once and (asked is None or now - asked < PATIENCE):
             raise RunConflict(f"The run {run_id} has {PATIENCE:.0f} seconds to save before it is killed. Wait for it.")
         if asked is None:
-            with suppress(OSError):  # a disk that is full must not keep it from stopping
-                replace_file(stop_file(run.folder, run.starts), json.dumps({"asked": now}).encode())
+            with suppress(OSError):  # a disk that takes nothing must not keep it from stopping
+                stop_file(run.folder, run.starts).touch()
         processes = read_processes(run.folder, run.starts)
         if processes is not None:
             _signal(processes.child, processes.keeper, processes.group, at_once=at_once)

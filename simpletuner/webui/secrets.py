@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 from simpletuner.configuration.config import Config
@@ -50,8 +51,8 @@ def restore(values: Any, original: Any) -> Any:
         restored = {key: restore(value, before.get(key, MASK)) for key, value in values.items()}
         return {key: value for key, value in restored.items() if not _masked(value)}
     if isinstance(values, list):
-        items = [restore(value, _counterpart(value, index, original)) for index, value in enumerate(values)]
-        return [item for item in items if not _masked(item)]
+        pairs = zip(values, _counterparts(values, original), strict=True)
+        return [item for item in (restore(value, before) for value, before in pairs) if not _masked(item)]
     return original if _masked(values) else values
 
 
@@ -89,12 +90,18 @@ def _masked(value: Any) -> bool:
     return isinstance(value, str) and value == MASK
 
 
-def _counterpart(value: Any, index: int, original: Any) -> Any:
-    if not isinstance(original, list):
-        return MASK
-    if isinstance(value, Mapping) and value.get("id"):
-        return next((item for item in original if isinstance(item, Mapping) and item.get("id") == value["id"]), MASK)
-    return original[index] if index < len(original) else MASK
+def _counterparts(values: list[Any], original: Any) -> Iterator[Any]:
+    """What stood in the place of each item; MASK for nothing."""
+    before = original if isinstance(original, list) else []
+    named = {_name_of(item): item for item in reversed(before)}  # of those of one name, the first
+    for value, same_place in zip_longest(values, before[: len(values)], fillvalue=MASK):
+        name = _name_of(value)
+        yield same_place if name is None else named.get(name, MASK)
+
+
+def _name_of(item: Any) -> str | int | float | None:
+    name = item.get("id") if isinstance(item, Mapping) else None
+    return name if isinstance(name, (str, int, float)) and name else None
 
 
 def _words(name: str) -> str:

@@ -40,6 +40,8 @@ from simpletuner.webui.stored import parsed
 
 LATEST = "latest"
 RESUME = ["--resume_from_checkpoint", LATEST]
+# As the command `simpletuner`: a file of the working directory is no module, whatever its name.
+PYTHON = [sys.executable, "-P", "-m"]
 _TOKEN = "SIMPLETUNER_TOKEN"  # the server's own, which no trainer needs
 
 
@@ -156,7 +158,7 @@ def _recorded(
         time.time(),
         goes_on,
         # A checkpoint that the configuration names itself stays the one that is taken.
-        [sys.executable, "-m", "simpletuner.cli", command, "--config", str(config_path), *(RESUME if resume else [])],
+        [*PYTHON, "simpletuner.cli", command, "--config", str(config_path), *(RESUME if resume else [])],
         file_mark(output_dir / FACTS_FILE),
         file_mark(output_dir / METRICS_FILE),
     )
@@ -218,7 +220,7 @@ def _launch(folder: Path) -> None:
     number = len(read_record(folder).starts)
     with (folder / LOG_FILE).open("ab") as log:
         keeper = subprocess.Popen(
-            [sys.executable, "-m", "simpletuner.webui.keeper", str(folder)],
+            [*PYTHON, "simpletuner.webui.keeper", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

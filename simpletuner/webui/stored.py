@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from simpletuner.configuration.json_files import parse_json
+from simpletuner.configuration.json_files import parse_json, repeated_names
 from simpletuner.configuration.paths import kind_of
 from simpletuner.webui.files import MOST_BYTES, only_writer, read_small, replace_file, version_of
 
@@ -64,8 +64,7 @@ def parsed(path: Path, content: bytes) -> Any:
     repeated: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        repeated.extend(name for i, name in enumerate(names) if name in names[:i])
+        repeated.extend(repeated_names(pairs))
         return dict(pairs)
 
     try:
@@ -104,8 +103,9 @@ def plain_json(path: Path, values: T) -> T:
     for _ in range(MOST_DEPTH):
         names = [name for value in level if isinstance(value, dict) for name in value]
         for value in (*level, *names):
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ProjectError(f"{shown(path)}: {value} is no number of JSON. Write another.")
+            # Also an integer that no float holds, which is read as infinite.
+            if isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:
+                raise ProjectError(f"{shown(path)}: {str(value)[:40]} is no number of JSON. Write another.")
             if isinstance(value, str) and value.encode("utf-8", "replace").decode() != value:
                 raise ProjectError(f"{shown(path)}: {shown(value)[:40]!r} has half a character. Write it anew.")
         parts = [list(value.values()) if isinstance(value, dict) else value for value in level]

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from simpletuner.configuration import Config, describe_all
 from simpletuner.configuration.family import with_local_facts
+from simpletuner.helpers.models.registry import FAMILIES
 from tests.configuration.conftest import TRANSFORMER, UNET
 
 
@@ -77,3 +79,24 @@ def test_broken_model_configs(tmp_path: Path, content: str) -> None:
     (tmp_path / "transformer" / "config.json").write_text(content)
     with pytest.raises(ValueError):
         with_local_facts(TRANSFORMER, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "option", "suits"),
+    [
+        ("sd3", "crepa_enabled", True),
+        ("sd3", "urepa_enabled", False),
+        ("sd3", "layersync_enabled", True),
+        ("sd3", "crepa_adjacent_distance", False),
+        ("sd3", "validation_num_video_frames", False),
+        ("wan", "crepa_adjacent_distance", True),
+        ("wan", "validation_num_video_frames", True),
+        ("sdxl", "urepa_enabled", True),
+        ("sdxl", "crepa_lambda", False),
+        ("sdxl", "layersync_enabled", False),
+        ("sdxl", "irepa_enabled", True),
+    ],
+)
+def test_which_options_are_for_a_family(family: str, option: str, suits: bool) -> None:
+    only_for = next(info.only_for for info in describe_all(Config) if info.name == option)
+    assert FAMILIES[family].suits(only_for) is suits

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simpletuner.configuration import Config, Problem, describe_all, load_config
+from simpletuner.configuration.loading import read_json
 from simpletuner.configuration.validation import build
 
 OPTIONS = {info.name: info for info in describe_all(Config)}
@@ -29,6 +31,23 @@ def valid(tmp_path: Path, content: object, *arguments: str) -> Config:
 def test_keys_with_and_without_dashes(tmp_path: Path) -> None:
     config = valid(tmp_path, {"--crepa_enabled": True, "crepa_lambda": 0.25, "--seed": None})
     assert (config.crepa.enabled, config.crepa.lambda_, config.seed) == (True, 0.25, 42)
+
+
+def test_a_name_that_stands_twice_among_many_takes_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "many.json"
+    pairs = ", ".join(f'"{number}": 0' for number in (*range(60_000), 59_999))
+    path.write_text(f"{{{pairs}}}")
+    began = time.process_time()
+    assert [problem.option for problem in read_json(path)[1]] == ["59999"]
+    assert time.process_time() - began < 20
+
+
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
+    """Such as weights that are named by mistake: they would take all memory."""
+    path = tmp_path / "weights.safetensors"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    assert "larger than 64 MiB" in load_config(path, [])[1][0].message
 
 
 def test_flags_override_the_file(tmp_path: Path) -> None:

@@ -99,6 +99,38 @@ def test_checks_do_not_look_outside_of_the_roots(api: TestClient, tmp_path_facto
         assert found[name]["severity"] == "warning" and "--root" in found[name]["mend"]
 
 
+def test_checks_of_data_sets_do_not_tell_what_lies_outside(api: TestClient, tmp_path_factory: Any) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "there.json").touch()
+    told = set()
+    for folder, file in (("", "there.json"), ("", "gone.json"), ("gone", "there.json")):
+        metadata = {"caption_strategy": "metadata", "metadata_file": file}
+        classes = {"caption_strategy": "class", "metadata_file": "a", "class_names": str(outside / file)}
+        entries = [
+            {"id": "a", "instance_data_dir": str(outside / folder), **metadata},
+            {"id": "b", "instance_data_dir": "config", **classes},
+            {"id": "c", "instance_data_dir": str(outside / folder), "cache_dir_vae": "..", "disabled": True},
+        ]
+        Path("list.json").write_text(json.dumps(entries))
+        answer = api.post("/validate", json={"values": {"model_family": "sd3", "data_backend_config": "list.json"}})
+        told.add(answer.text.replace("gone", "there").replace("there.json", "").replace("/there", ""))
+        found = {problem["option"]: problem for problem in answer.json()["problems"]}
+        assert not any(": c." in option for option in found)
+        for name in ("a.instance_data_dir", "b.class_names"):
+            problem = found[f"list.json: {name}"]
+            assert problem["severity"] == "warning" and "outside of the folders" in problem["message"]
+        assert "no such file" in found["list.json: b.metadata_file"]["message"]
+    assert len(told) == 1, told
+
+
+def test_no_secret_is_in_a_problem(api: TestClient, site: Site) -> None:
+    """Such as one that was put into the wrong option."""
+    values = {"report_to": "hf_" + "x" * 20, "model_family": "https://user:pass-word@host"}
+    (site.configs / "a.json").write_text(json.dumps(values))
+    for answer in (api.post("/validate", json={"values": values}), api.post("/configs/a/validate")):
+        assert "xxx" not in answer.text and "pass-word" not in answer.text and answer.text.count(MASK) == 2
+
+
 def test_names_on_a_hub_are_no_paths(api: TestClient) -> None:
     values = {"pretrained_model_name_or_path": "org/name", "model_family": "sd3"}
     options = [problem["option"] for problem in api.post("/validate", json={"values": values}).json()["problems"]]

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from simpletuner.configuration.problems import Problem
-from simpletuner.helpers.models.registry import FAMILIES
 from simpletuner.webui import draft
-from simpletuner.webui.draft import OPTIONS, Draft, Examination, Examiner, dataset_place, examine, fits, same
+from simpletuner.webui.draft import Draft, Examination, Examiner, dataset_place, examine, same
 from simpletuner.webui.projects import Project
 from simpletuner.webui.site import Site
 
@@ -74,28 +73,6 @@ def test_an_examination_knows_family_problems_and_what_has_no_effect(site: Site)
     assert "crepa_lambda" not in found.unmet
     assert found.unmet["crepa_decay_steps"] == "crepa_scheduler is 'constant'"
     assert found.unmet["urepa_lambda"] == "urepa_enabled is false"
-
-
-@pytest.mark.parametrize(
-    ("family", "option", "offered"),
-    [
-        ("sd3", "crepa_enabled", True),
-        ("sd3", "urepa_enabled", False),
-        ("sd3", "layersync_enabled", True),
-        ("sd3", "crepa_adjacent_distance", False),
-        ("sd3", "validation_num_video_frames", False),
-        ("wan", "crepa_adjacent_distance", True),
-        ("wan", "validation_num_video_frames", True),
-        ("sdxl", "urepa_enabled", True),
-        ("sdxl", "crepa_lambda", False),
-        ("sdxl", "layersync_enabled", False),
-        ("sdxl", "irepa_enabled", True),
-        (None, "urepa_enabled", True),
-        (None, "crepa_adjacent_distance", True),
-    ],
-)
-def test_what_fits_a_family(family: str | None, option: str, offered: bool) -> None:
-    assert fits(OPTIONS[option], None if family is None else FAMILIES[family]) is offered
 
 
 def test_an_edited_list_of_data_sets_is_checked_instead_of_the_file(site: Site, tmp_path: Path) -> None:

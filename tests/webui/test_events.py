@@ -251,6 +251,15 @@ def test_the_files_of_a_run_are_looked_at(site: Site, tmp_path: Path) -> None:
     assert take_look(site, ID).over
 
 
+def test_a_log_that_was_removed_ends_no_stream(site: Site, tmp_path: Path) -> None:
+    folder = make_record(site, resumed=True)
+    write_rows(tmp_path / "output", range(1, 4))
+    put_processes(folder)
+    (folder / LOG_FILE).unlink()
+    kinds = [event.kind for event, _ in pending(take_look(site, ID), Cursor(log=9))]
+    assert kinds == ["metrics", "status"]
+
+
 async def test_many_streams_look_once_and_end_with_the_run(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

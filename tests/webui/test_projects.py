@@ -8,6 +8,7 @@ import resource
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from simpletuner.helpers.models.registry import FAMILIES
 from simpletuner.webui.confinement import Refused
+from simpletuner.webui.known_runs import read_run
 from simpletuner.webui.projects import (
     Conflict,
     NotFound,
@@ -38,6 +40,7 @@ from simpletuner.webui.projects import (
 )
 from simpletuner.webui.secrets import MASK, hide
 from simpletuner.webui.site import Site, make_site
+from tests.webui.small_runs import ID, make_record
 
 
 def write(site: Site, name: str, content: Any) -> Path:
@@ -141,6 +144,14 @@ def test_what_can_not_be_read_is_listed_with_the_reason(site: Site) -> None:
         json.dumps(problems[name]).encode()
         with pytest.raises(ProjectError):
             read_project(site, name)
+
+
+def test_many_names_take_no_time(site: Site) -> None:
+    """Not the square of their number: a file can have some hundred thousand."""
+    write(site, "many.json", {f"n{number}": 0 for number in range(120_000)})
+    began = time.process_time()
+    assert len(read_project(site, "many").values) == 120_000
+    assert time.process_time() - began < 20
 
 
 def test_a_broken_project_can_be_deleted(site: Site) -> None:
@@ -290,7 +301,7 @@ def test_values_that_no_file_can_hold(site: Site) -> None:
     deep: list[Any] = []
     for _ in range(5000):
         deep = [deep]
-    for value in (float("nan"), float("inf"), "\ud800", deep, {"\udcff": 1}, "x" * 2**21):
+    for value in (float("nan"), float("inf"), 10**400, "\ud800", deep, {"\udcff": 1}, "x" * 2**21):
         with pytest.raises(ProjectError):
             save_project(site, "a", {"new": value}, None)
         with pytest.raises(ProjectError):
@@ -359,6 +370,19 @@ def test_renaming_takes_the_data_sets_along(site: Site) -> None:
     with pytest.raises(Taken, match=r"d-data\.json is there already"):
         rename_project(site, "b", "d")
     assert read_project(site, "b") == project
+
+
+def test_renaming_takes_the_runs_along(site: Site) -> None:
+    """Also one that is active."""
+    create_project(site, "a")
+    make_record(site, project="a")
+    make_record(site, project="c", run_id=(other := ID.replace("2030", "2031")))
+    (make_record(site, run_id=ID.replace("2030", "2032")) / "record.json").write_text("broken")
+    with largest_file(10), pytest.raises(ProjectError, match="can't be written"):
+        rename_project(site, "a", "b")
+    assert read_project(site, "a").values and read_run(site, ID).project == "a"
+    rename_project(site, "a", "b")
+    assert (read_run(site, ID).project, read_run(site, other).project) == ("b", "c")
 
 
 def test_shared_data_sets_stay(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -40,6 +41,20 @@ def test_what_is_hidden_comes_back() -> None:
 def test_entries_are_known_by_their_names() -> None:
     reordered = [*hide(VALUES["data"])[::-1], {"id": "new", "aws_secret_access_key": MASK}]
     assert restore(reordered, VALUES["data"]) == [*VALUES["data"][::-1], {"id": "new"}]
+
+
+def test_of_entries_of_one_name_the_first_is_meant() -> None:
+    twice = [{"id": "a", "token": "1"}, {"id": "a", "token": "2"}, {"id": 3, "token": "4"}, {"id": [5], "token": "6"}]
+    assert restore(hide(twice), twice) == [twice[0], twice[0], twice[2], twice[3]]
+    assert restore(hide(twice[2:]), twice) == [twice[2], {"id": [5], "token": "2"}]
+
+
+def test_many_entries_take_no_time() -> None:
+    """Not the square of their number: all other changes of files wait meanwhile."""
+    many = [{"id": str(number), "token": "t"} for number in range(50_000)]
+    began = time.process_time()
+    assert restore(hide(many), many) == many
+    assert time.process_time() - began < 20
 
 
 def test_a_mask_is_never_stored() -> None:

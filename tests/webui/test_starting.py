@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from simpletuner.webui.keeper import LOG_FILE
 from simpletuner.webui.runs import (
     RunConflict,
     RunError,
     can_resume,
     forget_run,
+    is_active,
     list_runs,
     read_run,
     resume_run,
@@ -32,6 +34,7 @@ from tests.webui.small_runs import (
     make_record,
     put_exit,
     stopped,
+    until,
     write_checkpoint,
     write_project,
     write_rows,
@@ -78,6 +81,20 @@ def test_folders_outside_of_the_roots_are_refused(
         project(**{option: str(folder)})
         with pytest.raises(RunError, match=f"error: {option}: .* lies outside"):
             start_run(site, "small")
+
+
+def test_latents_outside_of_the_roots_are_refused(site: Site, project: Callable[..., str], tmp_path: Path) -> None:
+    """A data set can name a folder for them, into which the trainer writes."""
+    project()
+    listed = tmp_path / "multidatabackend.json"
+    (entry,) = json.loads(listed.read_text())
+    for folder in ("../x", str(tmp_path.parent / "x")):
+        listed.write_text(json.dumps([entry | {"cache_dir_vae": folder}]))
+        with pytest.raises(RunError, match=r"cache_dir_vae: .* lies outside"):
+            start_run(site, "small")
+    listed.write_bytes(listed.read_bytes() + b" " * 2**21)  # no way around it
+    with pytest.raises(RunError, match="larger than 2 MiB"):
+        start_run(site, "small")
 
 
 def test_checkpoints_of_an_earlier_run_are_not_mixed_with(
@@ -182,6 +199,20 @@ def test_a_configuration_may_say_itself_that_it_goes_on(site: Site, project: Cal
     fresh = start_run(site, "small")  # of what nobody here has a record
     assert fresh.id != first.id and fresh.starts == 1
     stopped(site, fresh)
+
+
+def test_files_of_the_working_directory_are_no_modules(
+    site: Site, project: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for the command `simpletuner`: neither the keeper nor the trainer takes them for what they import."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("subprocess", "random", "simpletuner"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('this is no {name}')")
+    project(max_train_steps=10**6)
+    run = start_run(site, "small")
+    until(lambda: (run.folder / LOG_FILE).read_text() or not is_active(read_run(site, run.id)))
+    assert is_active(read_run(site, run.id)), (run.folder / LOG_FILE).read_text()
+    stopped(site, run)
 
 
 def test_edits_while_it_starts_change_nothing(site: Site, project: Callable[..., str]) -> None:

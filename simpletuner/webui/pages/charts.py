@@ -112,11 +112,14 @@ def with_minutes(rows: Iterable[Row]) -> list[Row]:
 
 
 def points(rows: Iterable[Row], metric: str, across: str = "step") -> Points:
-    """The points `[x, y]` of a metric, in order; y is None where it isn't finite. Rows without it are passed over."""
+    """The points `[x, y]` of a metric, in order; y is None where it isn't finite. Rows without it are passed over.
+
+    A file's NaN is None already when it has been read.
+    """
     return [
         [_plain(row[across]), _plain(row[metric])]
         for row in rows
-        if metric in row and _is_finite(row.get(across)) and _is_number(row[metric])
+        if metric in row and _is_finite(row.get(across)) and (row[metric] is None or _is_number(row[metric]))
     ]
 
 
@@ -162,13 +165,15 @@ def chart_options(
     grid_ink = {True: "#3a3a3a", False: "#e4e4e4", None: "rgba(128,128,128,0.25)"}[dark]
     named = list(dict.fromkeys(line.name for line in lines if not line.faint))
     has_legend = len(named) > 1 if legend is None else legend
+    told = y_name if named == [y_name] else f"{y_name}: {', '.join(named)}"
     # Evaluated in the browser. The language is one of ours, and JSON is valid JavaScript.
     written = f"toLocaleString({json.dumps(language)}, {{maximumSignificantDigits: 4}})"
     figures = f"(value) => value == null ? '–' : Number(value).{written}"
+    axis_label = {"color": ink, "hideOverlap": True, ":formatter": figures}
     axis = {
         "type": "value",
         "nameTextStyle": {"color": ink},
-        "axisLabel": {"color": ink, "hideOverlap": True, ":formatter": figures},
+        "axisLabel": axis_label,
         "axisLine": {"lineStyle": {"color": ink}},
         "splitLine": {"lineStyle": {"color": grid_ink}},
     }
@@ -176,11 +181,13 @@ def chart_options(
         "animation": False,
         "color": list(palette),
         "textStyle": {"color": ink, "fontFamily": "system-ui, sans-serif"},
-        "aria": {"enabled": True, "label": {"enabled": True, "description": f"{y_name}: {', '.join(named)}"}},
+        "aria": {"enabled": True, "label": {"enabled": True, "description": told}},
         "grid": {"left": 8, "right": 16, "top": 56 if has_legend else 34, "bottom": 26, "containLabel": True},
         "legend": {"show": has_legend, "type": "scroll", "top": 0, "data": named, "textStyle": {"color": ink}},
         "tooltip": {"trigger": "axis", "confine": True, ":valueFormatter": figures},
-        "xAxis": axis | {"name": x_name, "nameLocation": "middle", "nameGap": 26, "min": "dataMin", "max": "dataMax"},
+        "xAxis": axis
+        | {"name": x_name, "nameLocation": "middle", "nameGap": 26, "min": "dataMin", "max": "dataMax"}
+        | {"axisLabel": axis_label | {"alignMaxLabel": "right"}},  # else the last is cut at the edge
         "yAxis": axis | {"name": y_name, "scale": True, "nameTextStyle": {"color": ink, "align": "left"}},
         "series": [_series(line, palette) for line in lines],
     }
@@ -215,8 +222,8 @@ def _is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _plain(value: float) -> float | None:
+def _plain(value: float | None) -> float | None:
     """To six digits: more than a screen shows, and half of what would travel. None for NaN and infinity."""
-    if not math.isfinite(value):
+    if value is None or not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(f"{value:.6g}")

@@ -133,7 +133,7 @@ def register_compare(site: Site) -> None:
     @ui.page("/compare")
     def compare_page(request: Request, runs: str = "") -> None:
         with frame(site, request, look_of(request).words("Compare runs"), active="runs") as look:
-            run_ids = [run_id for run_id in runs.split(",") if run_id][:MOST_RUNS]
+            run_ids = list(dict.fromkeys(run_id for run_id in runs.split(",") if run_id))
             if run_ids:
                 ComparePage(site, look, run_ids)
             else:
@@ -145,12 +145,16 @@ class ComparePage:
     """The elements of the page. It is read again as long as one of the runs goes on."""
 
     def __init__(self, site: Site, look: Look, run_ids: Sequence[str]) -> None:
-        self._site, self._look, self._run_ids = site, look, run_ids
+        self._site, self._look, self._run_ids = site, look, run_ids[:MOST_RUNS]
         self._shown: Comparison | None = None
         self._drawn: tuple[Any, ...] = ()
         self._asked = 0
         _ = look.words
         ui.label(_("Compare runs")).classes("text-h6").props("role=heading aria-level=1")
+        if len(run_ids) > MOST_RUNS:
+            told = _("Only the first {count} of {chosen} runs are shown.")
+            told = told.format(count=MOST_RUNS, chosen=len(run_ids))
+            tagged(ui.label(told), "compare_left_out").classes("amber")
         self._missing = tagged(ui.label(), "compare_missing").classes("amber")
         self._missing.set_visibility(False)
         self._runs = ui.column().classes("w-full")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,18 @@ _FOCUS = """setTimeout(() => {
   field?.scrollIntoView({block: 'center'});
   field?.querySelector("input, textarea, [tabindex='0']")?.focus();
 }, 350)"""
+
+# An input of numbers has no text for what is no number: only the browser knows that something stands there.
+_JUDGE = """(event) => {
+  const field = event.target, bad = field.validity.badInput;
+  if (bad === Boolean(field.isBad)) return;
+  field.isBad = bad;
+  emit(bad);
+}"""
+_CLEAR = """{
+  const field = getHtmlElement(ID)?.querySelector("input");
+  if (field) [field.value, field.isBad] = ["", false];
+}"""
 
 _WHOLE = re.compile(r"[+-]?\d{1,19}")
 _MOST_DIGITS = 15  # that a float shows without noise
@@ -58,7 +71,8 @@ def _number(text: str) -> int | float | str:
     if _WHOLE.fullmatch(text):
         return int(text)
     with suppress(ValueError):
-        return float(text)
+        number = float(text)
+        return number if math.isfinite(number) else text  # which no JSON can hold
     return text
 
 
@@ -96,6 +110,7 @@ class FieldView:
         self._on_change = on_change
         self._choices = dict(choices) if choices is not None else {word: str(word) for word in info.choices or ()}
         self._quiet = False
+        self._is_bad = False
         self._help: ui.label | None = None
         self._told: list[ui.label] = []
         label = look.words(info.label)
@@ -134,6 +149,8 @@ class FieldView:
             element.props["step"] = "1" if info.type == "integer" else "any"
             self._bound(element, "min", info.minimum)
             self._bound(element, "max", info.maximum)
+            for event in ("keyup", "blur"):
+                element.on(event, self._judged, js_handler=_JUDGE)
         else:
             element.props["autocapitalize"] = "off"
             element.props["spellcheck"] = "false"
@@ -155,6 +172,11 @@ class FieldView:
 
     def _typed(self, event: Any) -> None:
         self._changed(value_of(self.info, event.value or ""))
+
+    def _judged(self, event: Any) -> None:
+        """Take what is no number, such as "1e", as an empty text, which is no value either: the check says so."""
+        self._is_bad = bool(event.args)
+        self._changed("" if self._is_bad else value_of(self.info, self.element.value or ""))
 
     def _changed(self, value: Any) -> None:
         if not self._quiet:
@@ -181,6 +203,9 @@ class FieldView:
                 self._show_choice(value)
             elif value_of(self.info, self.element.value or "") != value or self.element.value is None:
                 self.element.set_value(text_of(value))
+            elif self._is_bad and value is None:
+                self._is_bad = False
+                ui.run_javascript(_CLEAR.replace("ID", str(self.container.id)))
         finally:
             self._quiet = False
 

@@ -65,14 +65,19 @@ class JsonView:
     Args:
         values: gives the draft's values, as they are then.
         on_edit: gets the values of each text that is JSON, secrets restored.
+        on_break: hears of each text that is none, and so isn't taken.
     """
 
     def __init__(
-        self, look: Look, values: Callable[[], Mapping[str, Any]], on_edit: Callable[[dict[str, Any]], None]
+        self,
+        look: Look,
+        values: Callable[[], Mapping[str, Any]],
+        on_edit: Callable[[dict[str, Any]], None],
+        on_break: Callable[[], None],
     ) -> None:
         self._look = look
         self._values = values
-        self._on_edit = on_edit
+        self._on_edit, self._on_break = on_edit, on_break
         self._quiet = False
         words = look.words
         ui.label(
@@ -82,6 +87,7 @@ class JsonView:
         self._wrong.set_visibility(False)
         self.editor = tagged(ui.codemirror(language="JSON", line_wrapping=True, on_change=self._edited), "json_editor")
         self.editor.classes("w-full").style("height: 65vh")
+        self.editor.props["role"] = "group"  # else nobody reads the name of it out
         self.editor.props["aria-label"] = words("The project's file as JSON")
         self._theme(bool(look.dark))
         if look.dark is None:  # only the browser knows
@@ -108,6 +114,11 @@ class JsonView:
             self._quiet = False
         self._tell(None)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the forms have all that the text says."""
+        return not self._wrong.visible
+
     def _edited(self) -> None:
         if self._quiet:
             return
@@ -115,6 +126,7 @@ class JsonView:
             values = values_of_text(self.editor.value)
         except BadText as problem:
             self._tell(problem)
+            self._on_break()
             return
         self._tell(None)
         self._on_edit(restore(values, self._values()))

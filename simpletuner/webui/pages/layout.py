@@ -38,6 +38,8 @@ html:lang(ja) body { font-family: system-ui, "Hiragino Sans", "Yu Gothic", "Noto
 @layer theme {
   .body--dark .bg-primary.text-white, .body--dark .bg-negative.text-white { color: #16181c !important; }
   @media (max-width: 30rem) { .language .block { display: none !important; } }
+  .q-btn:focus-visible, .q-toggle:focus-visible { outline: 2px solid var(--q-primary) !important; }
+  .header .q-btn:focus-visible { outline-color: currentColor !important; }
 }
 .faint { color: var(--faint); }
 .amber { color: var(--amber); }

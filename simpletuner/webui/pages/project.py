@@ -65,7 +65,7 @@ def register_project(site: Site) -> None:
 
 def _missing(site: Site, request: Request, name: str, reason: str) -> None:
     with frame(site, request, name) as look:
-        ui.label(look.words("This project can't be opened.")).classes("text-h6")
+        ui.label(look.words("This project can't be opened.")).classes("text-h6").props('role="heading" aria-level="1"')
         tagged(ui.label(reason), "project_problem").style("overflow-wrap: anywhere")
         ui.link(look.words("Back to the projects"), "/")
 
@@ -76,7 +76,13 @@ class ProjectPage:
     def __init__(self, workspace: Workspace, look: Look, examination: Examination) -> None:
         self._workspace, self._look, self._examination = workspace, look, examination
         self._site, self._name = workspace.site, workspace.draft.name
-        self._saving = Saving(workspace, look, saved=self._examine_soon, reloaded=self._reloaded)
+        self._saving = Saving(
+            workspace,
+            look,
+            saved=self._examine_soon,
+            reloaded=self._reloaded,
+            text_is_whole=lambda: self._json.is_whole,
+        )
         self._problems = ProblemList(look, self.go_to)
         self._fields: dict[str, FieldView] = {}
         self._tab_of: dict[str, str] = {}
@@ -132,7 +138,8 @@ class ProjectPage:
         if name == "training":
             self._training(places, LOSSES if tab == LOSSES else OPTIMISATION)
         elif name == "json":
-            self._json = JsonView(self._look, lambda: self._workspace.draft.values, self._replaced)
+            values, broken = lambda: self._workspace.draft.values, self._saving.show_changed
+            self._json = JsonView(self._look, values, self._replaced, broken)
         elif name == "run":
             titles = " · ".join(self._look.words(section) for _, section, _ in places)
             with tagged(ui.expansion(titles).props("dense").classes("w-full"), "run_options"):

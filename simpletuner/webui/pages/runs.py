@@ -87,7 +87,8 @@ class RunPage:
     def __init__(self, site: Site, look: Look, run: Run) -> None:
         self._site, self._run_id = site, run.id
         with ui.row().classes("w-full items-center").style("gap: 0.25rem 1rem"):
-            tagged(ui.link(run.project, f"/projects/{quote(run.project)}"), "run_project").classes("text-h6")
+            with ui.element("div").props("role=heading aria-level=1"):
+                tagged(ui.link(run.project, f"/projects/{quote(run.project)}"), "run_project").classes("text-h6")
             ui.label(f"{command_words(run, look)} · {wording.moment(run.started, look.language)}").classes("faint")
         with ui.row().style("gap: 0.5rem"):
             self._resume = tagged(

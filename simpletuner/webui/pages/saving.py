@@ -32,13 +32,19 @@ class Saving:
     Args:
         saved: hears that the files are now as the page has them.
         reloaded: hears that the page is to show what the files have.
+        text_is_whole: whether the draft has all that was typed as JSON.
     """
 
     def __init__(
-        self, workspace: Workspace, look: Look, saved: Callable[[], None], reloaded: Callable[[], None]
+        self,
+        workspace: Workspace,
+        look: Look,
+        saved: Callable[[], None],
+        reloaded: Callable[[], None],
+        text_is_whole: Callable[[], bool],
     ) -> None:
         self._workspace, self._look = workspace, look
-        self._saved, self._reloaded = saved, reloaded
+        self._saved, self._reloaded, self._text_is_whole = saved, reloaded, text_is_whole
         self._warned = False
 
     def build_mark(self) -> None:
@@ -66,7 +72,7 @@ class Saving:
 
     def show_changed(self) -> None:
         """Show whether there is anything to save; a browser asks before it leaves then."""
-        changed = self._workspace.changed
+        changed = self._workspace.changed or not self._text_is_whole()
         self._mark.set_visibility(changed)
         if changed != self._warned:
             self._warned = changed
@@ -78,6 +84,9 @@ class Saving:
 
     async def _save(self, *, overwrite: bool) -> bool:
         words = self._look.words
+        if not self._text_is_whole():
+            self._complain(words("Not saved: first correct the text on the JSON tab."))
+            return False
         try:
             written = await self._workspace.save(overwrite=overwrite)
         except Conflict as conflict:
@@ -121,8 +130,8 @@ class Saving:
             self._complain(error)
             return
         self._banner.set_visibility(False)
-        self.show_changed()
         self._reloaded()
+        self.show_changed()
 
     async def look_at_disk(self) -> None:
         """Tell when the file was changed by somebody else."""
@@ -134,6 +143,6 @@ class Saving:
         self._told.set_text(gone if found == "gone" else words("The file changed on disk."))
         self._banner.set_visibility(found != "as here")
 
-    def _complain(self, error: Exception) -> None:
+    def _complain(self, error: Exception | str) -> None:
         close = self._look.words("Close")
         ui.notify(str(error), type="negative", multi_line=True, timeout=0, close_button=close)

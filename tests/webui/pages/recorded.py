@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -116,5 +117,6 @@ def record_run(
     elif code is not None:
         exit_file(folder, 1).write_text(json.dumps({"code": code, "ended": began + 125}))
     if stopping is not None:
-        stop_file(folder, 1).write_text(json.dumps({"asked": time.time() - stopping}))
+        stop_file(folder, 1).touch()
+        os.utime(stop_file(folder, 1), (0, time.time() - stopping))
     return read_run(site, run_id)

@@ -69,16 +69,16 @@ def test_charts_are_those_that_the_rows_have_something_for() -> None:
     assert not is_evaluation(ROWS[0])
 
 
-def test_points_are_null_where_a_value_is_not_finite_and_absent_where_there_is_none() -> None:
+def test_points_are_null_where_a_value_is_not_finite_and_absent_where_a_row_has_none() -> None:
     rows: list[Row] = [
         {"step": 1, "base_loss": 0.123456789},
         {"step": 2, "base_loss": math.nan},
         {"step": 2, "eval_fid": 1.0},
         {"step": 3, "base_loss": -math.inf},
-        {"step": 4, "base_loss": None},
+        {"step": 4, "base_loss": None},  # a NaN that was read from a file
         {"step": 5, "base_loss": 1},
     ]
-    assert points(rows, "base_loss") == [[1, 0.123457], [2, None], [3, None], [5, 1]]
+    assert points(rows, "base_loss") == [[1, 0.123457], [2, None], [3, None], [4, None], [5, 1]]
 
 
 def test_minutes_are_what_was_trained_until_then() -> None:
@@ -149,6 +149,12 @@ def test_a_single_line_needs_no_legend_and_a_faint_one_is_not_in_it() -> None:
     assert faint["lineStyle"]["opacity"] < 1
     assert "opacity" not in plain["lineStyle"]
     assert options([Line("A", [[1, 1.0]])], legend=True)["legend"]["show"]
+    assert options([Line("Loss", [[1, 1.0]])])["aria"]["label"]["description"] == "Loss", "nobody wants it twice"
+
+
+def test_the_last_step_below_a_chart_is_not_cut_at_its_edge() -> None:
+    axis = options([Line("A", [[1, 1.0], [50_000, 0.5]])])["xAxis"]
+    assert axis["axisLabel"]["alignMaxLabel"] == "right" and ":formatter" in axis["axisLabel"]
 
 
 def test_dark_and_light_differ_and_every_line_differs_from_every_other() -> None:

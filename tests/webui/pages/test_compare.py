@@ -113,6 +113,14 @@ async def test_runs_that_are_gone_are_named(user: User, site: Site, runs: tuple[
     assert len(user.find(kind=ui.echart).elements) > 0
 
 
+async def test_runs_beyond_the_most_that_are_shown_are_told_of(user: User, site: Site) -> None:
+    chosen = [record_run(site, number, rows=[row(1)]).id for number in range(1, 15)]
+    await user.open(f"/compare?runs={','.join([*chosen, chosen[0]])}")
+    await user.should_see("Only the first 12 of 14 runs are shown.")
+    await user.open(f"/compare?runs={','.join([*chosen[:12], chosen[0]])}")
+    await user.should_not_see("Only the first")
+
+
 async def test_without_samples_of_a_common_step(user: User, site: Site) -> None:
     first, second = record_run(site, 1, rows=[row(1)]), record_run(site, 2, rows=[row(1)])
     draw_sample(first, 1)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nicegui import ui
 from nicegui.testing import User
 
+from simpletuner.configuration.checks import check_values
 from simpletuner.configuration.dataset import DatasetEntry, VideoOptions
 from simpletuner.configuration.fields import OptionInfo, describe_all
 from simpletuner.configuration.problems import Problem, warning
@@ -33,6 +34,8 @@ LOOK = Look("en", None, translator("en"))
         ("seed", "", None),
         ("learning_rate", "1e-4", 1e-4),
         ("learning_rate", "1", 1),
+        ("learning_rate", "1e400", "1e400"),
+        ("crepa_encoder_image_size", "nan", "nan"),
         ("crepa_encoder_image_size", "auto", "auto"),
         ("crepa_encoder_image_size", "224", 224),
         ("validation_prompt", "a cat ", "a cat "),
@@ -153,6 +156,25 @@ async def test_what_somebody_types_is_not_rewritten(user: User, changes: list[tu
     with user:
         FIELDS["learning_rate"].show(changes[-1][1])
     assert FIELDS["learning_rate"].element.value == "1e-4"
+
+
+async def test_what_a_browser_takes_for_no_number_is_not_taken_for_the_default(
+    user: User, changes: list[tuple[str, Any]]
+) -> None:
+    """An input of numbers says that it is empty while "1e" stands in it."""
+    field = FIELDS["learning_rate"]
+    fill(user, "learning_rate", "1")
+    fill(user, "learning_rate", "")
+    user.find(marker="learning_rate").trigger("keyup", True)
+    assert changes == [("learning_rate", 1), ("learning_rate", None), ("learning_rate", "")]
+    assert "learning_rate" in {problem.option for problem in check_values({"learning_rate": ""}, {})[1]}
+    fill(user, "learning_rate", "1e-4")
+    user.find(marker="learning_rate").trigger("keyup", False)
+    assert changes[-1] == ("learning_rate", 1e-4)
+    user.find(marker="learning_rate").trigger("blur", True)
+    with user:
+        field.show(None)  # as after a reload: what stands there goes
+    assert field.element.value == "" and changes[-1] == ("learning_rate", "")
 
 
 async def test_problems_are_told_beneath_with_their_mend(user: User, changes: list[tuple[str, Any]]) -> None:

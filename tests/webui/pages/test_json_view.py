@@ -77,10 +77,28 @@ async def test_a_broken_text_says_its_line_and_changes_nothing(user: User, site:
     fill(user, "json_editor", '{\n  "seed": 5,\n  "resolution": \n}')
     assert seen(user, "json_problem")
     assert element(user, "json_problem").text.startswith("Not taken over: line 4, column 1")
-    assert element(user, "seed").value == "" and not seen(user, "unsaved")
+    assert element(user, "seed").value == ""
     fill(user, "json_editor", before)
     assert not seen(user, "json_problem")
     assert content(path) == values_of_text(before)
+
+
+async def test_a_broken_text_counts_as_unsaved_and_is_not_passed_over_in_saving(user: User, site: Site) -> None:
+    path = await open_project(user, site, "sd3-repa-lora", tab="json")
+    before = content(path)
+    fill(user, "seed", "3")
+    fill(user, "json_editor", element(user, "json_editor").value + ",")
+    assert seen(user, "unsaved")
+    user.find(marker="save").click()
+    await user.should_see("Not saved: first correct the text on the JSON tab.")
+    assert content(path) == before
+    fill(user, "json_editor", element(user, "json_editor").value.removesuffix(","))
+    user.find(marker="save").click()
+    await until(lambda: content(path) == before | {"seed": 3})
+    fill(user, "json_editor", "{")
+    assert seen(user, "unsaved")
+    fill(user, "json_editor", text_of_values(before | {"seed": 3}))
+    assert not seen(user, "unsaved")
 
 
 async def test_secrets_are_hidden_and_kept(user: User, site: Site) -> None:

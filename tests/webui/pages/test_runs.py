@@ -103,6 +103,8 @@ async def test_the_page_of_a_finished_run(user: User, site: Site) -> None:
     await user.open(f"/runs/{run.id}")
     await user.should_see("Finished", retries=PATIENT)
     await user.should_see("Step 10 of 10 · 0.5 sec a step")
+    title = element(user, "run_project").parent_slot.parent
+    assert (title.props["role"], title.props["aria-level"]) == ("heading", "1")
     assert names(user, "chart") == {
         "base_loss", "alignment_loss", "similarity", "coefficient", "learning_rate", "step_time", "gradient"
     }  # fmt: skip
