@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test e2e pictures lint format bench recipe-mini clean
+.PHONY: install demo test e2e pictures docs lint format bench recipe-mini clean
 
 install: $(STAMP)
 
@@ -29,6 +30,17 @@ e2e: $(STAMP)
 # Of the WebUI, for the documentation.
 pictures: $(STAMP)
 	OMP_NUM_THREADS=1 E2E_PICTURES=documentation/images $(BIN)/python -m pytest e2e/test_pages.py
+
+# The site, in site/, and every check of the documentation.
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m documentation_tools.generate --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	$(BIN)/python -m documentation_tools.site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/documentation
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

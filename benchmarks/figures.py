@@ -196,5 +196,5 @@ def run_alone(
     console.print(*as_terminal(measured))
     if section is not None and arguments.record:
         command = f"`python benchmarks/{Path(sys.argv[0]).name} --record` · {date.today()} · {machine}"
-        title = (about or section).strip().partition("\n")[0]
+        title = (about or section).strip().partition("\n")[0].rstrip(".")
         write_section(section, "\n".join([f"## {title}", "", command, "", *as_markdown(measured)[:-1]]))

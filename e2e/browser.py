@@ -161,8 +161,8 @@ def shoot(browser: Chrome, path: Path, *, whole: bool = False) -> None:
     """Writes a picture of the window, or of the whole page, in 256 colours, which take a quarter of the space."""
     size = browser.get_window_size()
     if whole:
-        height = browser.execute_script("return document.documentElement.scrollHeight")
-        browser.set_window_size(size["width"], max(height + 20, size["height"]))
+        script = "return document.documentElement.scrollHeight + window.outerHeight - window.innerHeight"
+        browser.set_window_size(size["width"], max(browser.execute_script(script), size["height"]))
     picture = Image.open(BytesIO(browser.get_screenshot_as_png())).convert("RGB")
     browser.set_window_size(size["width"], size["height"])
     path.parent.mkdir(parents=True, exist_ok=True)

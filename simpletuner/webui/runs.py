@@ -47,7 +47,7 @@ __all__ = [
     "stop_run",
 ]
 
-PATIENCE = 10.0
+PATIENCE = 15.0
 """Seconds that a run has for saving before it may be killed."""
 
 

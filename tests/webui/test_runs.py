@@ -80,10 +80,10 @@ def test_killing_has_to_wait(site: Site) -> None:
     folder = make_record(site, "-c", DEAF)
     keeper = keep(folder)
     until(lambda: "ready" in (folder / LOG_FILE).read_text())
-    with pytest.raises(RunConflict, match="10 seconds"):
+    with pytest.raises(RunConflict, match="15 seconds"):
         stop_run(site, ID, at_once=True)
     assert stop_run(site, ID).state == "stopping"
-    with pytest.raises(RunConflict, match="10 seconds"):
+    with pytest.raises(RunConflict, match="15 seconds"):
         stop_run(site, ID, at_once=True)
     os.utime(stop_file(folder, 1), (0, time.time() - PATIENCE))
     stop_run(site, ID, at_once=True)

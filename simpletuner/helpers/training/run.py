@@ -130,7 +130,8 @@ def _cache(config: Config, console: Console, *, rebuild: bool) -> int:
         for store in caches.stores(samples):
             counts = store.manifest()
             size = counts["bytes"] / 2**20
-            _say(console, "Cached", f"{counts['records']} {counts['kind']} in {store.folder}, {size:,.1f} MiB.")
+            kind = "prompts" if counts["kind"] == "text" else counts["kind"]
+            _say(console, "Cached", f"{counts['records']} {kind} in {store.folder}, {size:,.1f} MiB.")
     accelerator.end_training()
     return 0
 

@@ -12,11 +12,8 @@ from simpletuner.configuration.problems import Problem
 from simpletuner.webui.pages.building import confirmed
 from simpletuner.webui.pages.layout import Look, tagged
 from simpletuner.webui.pages.snapshot import Snapshot
-from simpletuner.webui.runs import stop_run
+from simpletuner.webui.runs import PATIENCE, stop_run
 from simpletuner.webui.site import Site
-
-# Seconds a run is given to save a checkpoint before one may end it at once.
-PATIENCE = 15.0
 
 T = TypeVar("T")
 

@@ -1,0 +1,45 @@
+"""Every error message that TROUBLESHOOTING quotes is one of the sources'."""
+
+from __future__ import annotations
+
+import pytest
+
+from documentation_tools.messages import is_message, unknown_messages
+from documentation_tools.pages import Page
+from tests.documentation.conftest import WritePage, all_pages, page_id
+
+TROUBLESHOOTING = [page for page in all_pages() if page.path.name.startswith("TROUBLESHOOTING")]
+
+
+@pytest.mark.parametrize("page", TROUBLESHOOTING, ids=page_id)
+def test_messages_exist(page: Page) -> None:
+    assert any(is_message(word) for section in page.sections for word in section.words)
+    assert unknown_messages(page) == []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "there is no projector here; call attach_to_model(model) first",
+        "The tap … never fires",
+        "a wholly invented message",
+    ],
+)
+def test_unknown_messages_are_found(message: str, write_page: WritePage) -> None:
+    problems = unknown_messages(write_page(f"# A\n\n## B\n\n`{message}`\n"))
+    assert len(problems) == 1 and "line 3" in problems[0], problems
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "there is no projector yet; call attach_to_model(model) first.",
+        "The tap … never fired: the last forward didn't run it",
+        "Block index 30 is out of range: SD3Transformer2DModel has 24 blocks, 0 to 23.",
+        "Block index <number> is out of range",
+        "simpletuner check --config config.json",
+        "crepa_lambda",
+    ],
+)
+def test_known_messages_pass(message: str, write_page: WritePage) -> None:
+    assert unknown_messages(write_page(f"# A\n\n`{message}`\n")) == []
