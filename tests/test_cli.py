@@ -204,7 +204,7 @@ def made(lines: str) -> dict[str, int]:
     return {kind: int(count) for count, kind in found}
 
 
-EVERYTHING = {"latents": 7, "text": 8, "features": 7}  # of 7 images with captions, and the empty prompt
+EVERYTHING = {"latents": 7, "prompts": 8, "features": 7}  # of 7 images with captions, and the empty prompt
 
 
 def test_cache_makes_all_that_training_reads_and_says_so(cached: Cached) -> None:

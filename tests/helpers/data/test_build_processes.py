@@ -207,7 +207,7 @@ def assert_completes(config: Path) -> None:
     assert records_in(config.parent) == {"latents": COUNT, "text": 8, "features": COUNT}
     assert [line.split()[:3] for line in output.splitlines() if line.startswith("Cached")] == [
         ["Cached", "7", "latents"],
-        ["Cached", "8", "text"],
+        ["Cached", "8", "prompts"],
         ["Cached", "7", "features"],
     ]
 
