@@ -28,7 +28,7 @@ from documentation_tools.pages import (
 )
 from documentation_tools.results import without_values
 
-COMPLETE: tuple[str, ...] = ()
+COMPLETE: tuple[str, ...] = ("es", "zh", "ja")
 """Languages of which every page is translated: a missing page fails the tests."""
 
 OPTION_NAME = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+")
@@ -66,11 +66,11 @@ def differences(english: Page, translation: Page) -> list[str]:
     return [
         f"{name}, line {there.line}: {problem}"
         for here, there in zip(english.sections, translation.sections, strict=True)
-        for problem in _section_differences(here, there, translation.language)
+        for problem in _section_differences(here, there, translation)
     ]
 
 
-def _section_differences(ours: Section, theirs: Section, language: str) -> Iterator[str]:
+def _section_differences(ours: Section, theirs: Section, translation: Page) -> Iterator[str]:
     if [(code.info, code.text, code.context) for code in ours.code] != [
         (code.info, code.text, code.context) for code in theirs.code
     ]:
@@ -79,7 +79,7 @@ def _section_differences(ours: Section, theirs: Section, language: str) -> Itera
         ("table sizes (rows, columns)", _sizes(ours), _sizes(theirs)),
         ("options", _options(ours), _options(theirs)),
         ("links", sorted(ours.links), sorted(theirs.links)),
-        ("pictures", _pictures(ours, language), [target for target, _ in theirs.images]),
+        ("pictures", _pictures(ours, translation), [target for target, _ in theirs.images]),
     ):
         if a != b:
             missing = [item for item in a if item not in b]
@@ -96,9 +96,15 @@ def _options(section: Section) -> list[str]:
     return sorted({word for word in section.words if OPTION_NAME.fullmatch(word)})
 
 
-def _pictures(section: Section, language: str) -> list[str]:
-    """The pictures of an English section under the names that they have in another language."""
-    return [_ENGLISH_PICTURE.sub(f".{language}", target) for target, _ in section.images]
+def _pictures(section: Section, translation: Page) -> list[str]:
+    """The pictures of an English section as a translation names them: those of its language, where there are any."""
+    own = [_ENGLISH_PICTURE.sub(f".{translation.language}", target) for target, _ in section.images]
+    english = [target for target, _ in section.images]
+    folder = translation.path.parent
+    return [
+        target if (folder / target).exists() or not (folder / original).exists() else original
+        for target, original in zip(own, english, strict=True)
+    ]
 
 
 def missing_pages(language: str, root: Path = ROOT) -> list[Path]:

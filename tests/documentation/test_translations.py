@@ -135,3 +135,15 @@ def test_status_lists_what_is_missing(tmp_path: Path) -> None:
     assert lines[:2] == ["es: 1 of 2 pages, 2 places out of date", "  missing: README.es.md"]
     assert "  missing: documentation/CACHING.zh.md" in lines
     assert [file.name for file in strays(tmp_path)] == ["GONE.es.md"]
+
+
+def test_a_picture_without_a_translation_stays(tmp_path: Path) -> None:
+    text = "# Page\n\n![A run](images/{name}.{language}.png)\n"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "phone.en.png").touch()
+    source = parse_page(text.format(name="phone", language="en"), tmp_path / "PAGE.md")
+    for language, found in (("en", 0), ("es", 1)):
+        translated = parse_page(text.format(name="phone", language=language), tmp_path / "PAGE.es.md")
+        assert len(differences(source, translated)) == found
+    (tmp_path / "images" / "phone.es.png").touch()
+    assert differences(source, parse_page(text.format(name="phone", language="es"), tmp_path / "PAGE.es.md")) == []
