@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -82,6 +83,16 @@ class Server:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+    def ask(self, path: str, content: object = None) -> Any:
+        """Calls the API, with a POST where there is content."""
+        body = None if content is None else json.dumps(content).encode()
+        request = Request(f"{self.url}/api/v1/{path}", body, {"Content-Type": "application/json"})
+        try:
+            with urlopen(request, timeout=30) as response:
+                return json.loads(response.read())
+        except HTTPError as error:
+            raise AssertionError(f"{path}: {error.code} {error.read().decode()}") from error
 
     def log(self) -> str:
         """What it has said so far."""

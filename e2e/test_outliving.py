@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from selenium.webdriver import Chrome
 
@@ -19,20 +15,9 @@ from e2e.steps import steps_done, values_for
 PATIENCE = 120
 
 
-def ask(server: Server, path: str, content: object = None) -> Any:
-    """Calls the API, with a POST where there is content."""
-    body = None if content is None else json.dumps(content).encode()
-    request = Request(f"{server.url}/api/v1/{path}", body, {"Content-Type": "application/json"})
-    try:
-        with urlopen(request, timeout=30) as response:
-            return json.loads(response.read())
-    except HTTPError as error:
-        raise AssertionError(f"{path}: {error.code} {error.read().decode()}") from error
-
-
 def test_a_killed_server_and_a_killed_trainer(browser: Chrome, server: Server, workplace: Path) -> None:
     values = values_for("sd3", "long") | {"max_train_steps": 100_000, "checkpoint_step_interval": 50}
-    ask(server, "configs", {"name": "long", "values": values})
+    server.ask("configs", {"name": "long", "values": values})
     browser.get(f"{server.url}/projects/long?tab=run")
     click(browser, "run_start")
     until(browser, lambda: steps_done(browser) > 0, "the first steps", PATIENCE)
@@ -44,7 +29,7 @@ def test_a_killed_server_and_a_killed_trainer(browser: Chrome, server: Server, w
     until(browser, lambda: metrics.stat().st_size > size, "steps without a server", PATIENCE)
     server.start()
     browser.get(f"{server.url}/runs")
-    (run,) = [run for run in ask(server, "runs") if run["project"] == "long"]
+    (run,) = [run for run in server.ask("runs") if run["project"] == "long"]
     assert run["state"] == "running"
     wait_for_words_of(browser, f"state_{run['id']}", "Training", PATIENCE)
     browser.get(f"{server.url}/projects/long?tab=run")

@@ -15,7 +15,6 @@ from selenium.webdriver import Chrome
 from e2e.browser import faults, marked, overflowing, shoot
 from e2e.conftest import ROOT, Server
 from e2e.steps import values_for
-from e2e.test_outliving import ask
 from simpletuner.translation import LANGUAGES
 
 PROJECT_TABS = ("basic", "model", "data", "training", "losses", "validation", "run", "json")
@@ -48,11 +47,11 @@ def trained(workplace: Path) -> list[str]:
         values = values_for("sd3", name) | {"max_train_steps": 120, "validation_step_interval": 30}
         if not aligned:
             values = {option: value for option, value in values.items() if not option.startswith("crepa_")}
-        ask(server, "configs", {"name": name, "values": values})
-        ids.append(ask(server, "runs", {"project": name})["id"])
-        while ask(server, f"runs/{ids[-1]}")["state"] in ("starting", "running"):
+        server.ask("configs", {"name": name, "values": values})
+        ids.append(server.ask("runs", {"project": name})["id"])
+        while server.ask(f"runs/{ids[-1]}")["state"] in ("starting", "running"):
             time.sleep(0.5)
-        assert ask(server, f"runs/{ids[-1]}")["state"] == "finished"
+        assert server.ask(f"runs/{ids[-1]}")["state"] == "finished"
     server.kill()
     return ids
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from simpletuner.cli import main
 from simpletuner.helpers.data.build import build_caches
 from simpletuner.helpers.training import trainer
+from tests.disk import disk_with_room_for
 from tests.runs import metrics, run, write_config, write_data
 
 TinyFolder = Callable[[str], Path]
@@ -119,17 +118,6 @@ def truncate(path: Path) -> None:
 def fill_with_nan(path: Path) -> None:
     tensors = load_file(path)
     save_file({name: torch.full_like(value, float("nan")) for name, value in tensors.items()}, path, {"format": "pt"})
-
-
-@contextmanager
-def disk_with_room_for(size: int) -> Iterator[None]:
-    """No file can grow beyond `size` bytes: the system refuses writes as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # Configuration: `check` and `train` say the same

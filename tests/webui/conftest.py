@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from nicegui.testing import User, user_simulation
 from simpletuner.webui import draft
 from simpletuner.webui.pages import register_pages, run_panel
 from simpletuner.webui.site import Site, make_site
+from tests.webui.small_runs import write_project
 
 
 @pytest.fixture
@@ -19,6 +21,18 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config").mkdir()
     return make_site(tmp_path / "config")
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Where the runs of `small_runs` write."""
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def project(site: Site, tiny_folder: Callable[[str], Path]) -> Callable[..., str]:
+    """`project(max_train_steps=9)` writes the project "small"."""
+    return partial(write_project, site, tiny_folder("sd3"))
 
 
 @pytest.fixture

@@ -20,23 +20,13 @@ from simpletuner.webui import api_runs
 from simpletuner.webui.events import Event
 from simpletuner.webui.keeper import LOG_FILE, exit_file
 from simpletuner.webui.secrets import MASK
-from simpletuner.webui.site import Site, make_site
+from simpletuner.webui.site import Site
 from tests.runs import write_config
 from tests.webui.servers import Served, command
 from tests.webui.small_runs import ID, make_record, put_processes, until, write_checkpoint, write_rows
 from tests.webui.test_events import Reader
 
 RUN = f"/api/v1/runs/{ID}"
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return make_site(tmp_path / "configs", [tmp_path])
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "output"
 
 
 @pytest.fixture
@@ -92,7 +82,6 @@ def test_what_cannot_be_done_now(client: TestClient, site: Site) -> None:
 
 
 def test_what_cannot_be_started(client: TestClient, site: Site) -> None:
-    site.configs.mkdir()
     (site.configs / "bad.json").write_text('{"model_family": "sd3", "train_batch_size": 0, "hub_token": "hf_secret"}')
     refused = client.post("/api/v1/runs", json={"project": "bad"})
     assert refused.status_code == 422 and "error: train_batch_size: " in refused.json()["detail"]

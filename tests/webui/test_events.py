@@ -20,14 +20,9 @@ from simpletuner.webui import events as module
 from simpletuner.webui.events import Cursor, Event, Look, events, pending, read_cursor, take_look
 from simpletuner.webui.keeper import LOG_FILE, exit_file
 from simpletuner.webui.runs import RunNotFound
-from simpletuner.webui.site import Site, make_site
+from simpletuner.webui.site import Site
 from simpletuner.webui.table import TableReader
 from tests.webui.small_runs import ID, make_record, put_processes, write_checkpoint, write_rows
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return make_site(tmp_path / "configs", [tmp_path])
 
 
 @dataclass

@@ -7,18 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
 
 from simpletuner.webui.keeper import LOG_FILE, exit_file, process_file, process_mark
-from simpletuner.webui.site import Site, make_site
+from simpletuner.webui.site import Site
 from tests.webui.small_runs import PATIENT, keep, make_record, until
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return make_site(tmp_path / "configs", [tmp_path])
 
 
 def test_output_and_exit_code_are_kept(site: Site) -> None:

@@ -24,7 +24,7 @@ from simpletuner.webui.runs import (
     resume_run,
     stop_run,
 )
-from simpletuner.webui.site import Site, make_site
+from simpletuner.webui.site import Site
 from simpletuner.webui.watch import metrics, progress
 from tests.webui.small_runs import (
     ID,
@@ -36,16 +36,6 @@ from tests.webui.small_runs import (
     write_checkpoint,
     write_rows,
 )
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return make_site(tmp_path / "configs", [tmp_path])
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "output"
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +37,7 @@ from simpletuner.webui.projects import (
 )
 from simpletuner.webui.secrets import MASK, hide
 from simpletuner.webui.site import Site, make_site
+from tests.disk import disk_with_room_for
 from tests.webui.small_runs import ID, make_record
 
 
@@ -309,22 +307,11 @@ def test_values_that_no_file_can_hold(site: Site) -> None:
     assert content(site, "a")["seed"] == 1 and files(site) == ["a.json"]
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Files can't grow beyond so many bytes, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_leaves_everything_as_it_was(site: Site) -> None:
     project = create_project(site, "a", "sd3-repa-lora")
     before = {path.name: path.read_bytes() for path in site.configs.iterdir()}
     assert project.values["data_backend_config"]
-    with largest_file(300):  # enough for the list of data sets
+    with disk_with_room_for(300):  # enough for the list of data sets
         for act in (
             lambda: save_project(site, "a", project.values | {"seed": 2}, project.version),
             lambda: duplicate_project(site, "a", "b"),
@@ -378,7 +365,7 @@ def test_renaming_takes_the_runs_along(site: Site) -> None:
     make_record(site, project="a")
     make_record(site, project="c", run_id=(other := ID.replace("2030", "2031")))
     (make_record(site, run_id=ID.replace("2030", "2032")) / "record.json").write_text("broken")
-    with largest_file(10), pytest.raises(ProjectError, match="can't be written"):
+    with disk_with_room_for(10), pytest.raises(ProjectError, match="can't be written"):
         rename_project(site, "a", "b")
     assert read_project(site, "a").values and read_run(site, ID).project == "a"
     rename_project(site, "a", "b")

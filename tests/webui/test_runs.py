@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,8 +28,9 @@ from simpletuner.webui.runs import (
     start_run,
     stop_run,
 )
-from simpletuner.webui.site import Site, make_site
+from simpletuner.webui.site import Site
 from simpletuner.webui.watch import log_tail, metrics, progress
+from tests.disk import disk_with_room_for
 from tests.webui.small_runs import (
     DEAF,
     ID,
@@ -40,25 +39,8 @@ from tests.webui.small_runs import (
     make_record,
     put_exit,
     until,
-    write_project,
     write_rows,
 )
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return make_site(tmp_path / "configs", [tmp_path])
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "output"
-
-
-@pytest.fixture
-def project(site: Site, tiny_folder: Callable[[str], Path]) -> Callable[..., str]:
-    """`project(max_train_steps=9)` writes the project "small"."""
-    return partial(write_project, site, tiny_folder("sd3"))
 
 
 def test_a_run_starts_runs_and_is_stopped(site: Site, output: Path) -> None:
@@ -106,14 +88,10 @@ def test_a_full_disk_keeps_no_run_from_stopping(site: Site) -> None:
     folder = make_record(site, "-c", DEAF)
     keeper = keep(folder)
     until(lambda: "ready" in (folder / LOG_FILE).read_text())
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file can grow
-    try:
+    with disk_with_room_for(0):
         assert stop_run(site, ID).state == "stopping"
         os.utime(stop_file(folder, 1), (0, time.time() - PATIENCE))
         stop_run(site, ID, at_once=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     keeper.wait(timeout=60)
     assert until(lambda: None if is_active(found := read_run(site, ID)) else found).state == "killed"
 

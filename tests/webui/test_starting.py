@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from simpletuner.webui.runs import (
     run_config,
     start_run,
 )
-from simpletuner.webui.site import Site, make_site
+from simpletuner.webui.site import Site
 from simpletuner.webui.watch import metrics, progress
 from tests.webui.small_runs import (
     ID,
@@ -36,25 +35,8 @@ from tests.webui.small_runs import (
     stopped,
     until,
     write_checkpoint,
-    write_project,
     write_rows,
 )
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return make_site(tmp_path / "configs", [tmp_path])
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "output"
-
-
-@pytest.fixture
-def project(site: Site, tiny_folder: Callable[[str], Path]) -> Callable[..., str]:
-    """`project(max_train_steps=9)` writes the project "small"."""
-    return partial(write_project, site, tiny_folder("sd3"))
 
 
 def test_each_problem_has_its_line(site: Site, project: Callable[..., str]) -> None:

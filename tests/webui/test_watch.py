@@ -18,7 +18,7 @@ from simpletuner.webui.keeper import LOG_FILE, exit_file
 from simpletuner.webui.records import read_record, write_record
 from simpletuner.webui.runs import RunNotFound, read_run
 from simpletuner.webui.secrets import MASK
-from simpletuner.webui.site import Site, make_site
+from simpletuner.webui.site import Site
 from simpletuner.webui.watch import (
     Progress,
     checkpoints,
@@ -30,16 +30,6 @@ from simpletuner.webui.watch import (
     samples,
 )
 from tests.webui.small_runs import ID, make_record, write_checkpoint, write_rows
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return make_site(tmp_path / "configs", [tmp_path])
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "output"
 
 
 def test_progress(site: Site, output: Path) -> None:

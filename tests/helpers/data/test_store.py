@@ -13,7 +13,6 @@ import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from simpletuner.helpers.data import store as store_module
 from simpletuner.helpers.data.errors import DatasetError
 from simpletuner.helpers.data.store import MANIFEST, CacheMismatchError, TensorStore
+from tests.disk import disk_with_room_for
 from tests.helpers.data.apart import Say, apart
 
 Record = dict[str, torch.Tensor]
@@ -68,19 +68,6 @@ def same(one: Record, other: Record) -> bool:
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """The nearest thing to a full disk that needs no rights: writes beyond `size` bytes fail."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, previous)
 
 
 @pytest.fixture
@@ -437,7 +424,7 @@ def size_of_what_is_written(store: TensorStore) -> int:
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(store: TensorStore) -> None:
     with store.writer(0) as writer:
         writer.write({"r0": numbered(0)})
-        with file_size_limit(size_of_what_is_written(store)), pytest.raises(DatasetError) as full:
+        with disk_with_room_for(size_of_what_is_written(store)), pytest.raises(DatasetError) as full:
             writer.write({f"r{number}": numbered(number) for number in range(1, 40)})
         message = str(full.value)
         assert message.startswith(f"cache_dir: can't write to {store.folder}: ")
@@ -449,7 +436,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(store: TensorStore) ->
 def test_a_writer_goes_on_when_there_is_room_again(store: TensorStore) -> None:
     with store.writer(0) as writer:
         writer.write({"r0": numbered(0)})
-        with file_size_limit(size_of_what_is_written(store)), pytest.raises(DatasetError):
+        with disk_with_room_for(size_of_what_is_written(store)), pytest.raises(DatasetError):
             writer.write({f"r{number}": numbered(number) for number in range(1, 40)})
         writer.write({f"r{number}": numbered(number) for number in range(1, 40)})
     assert numbers_in(store) == set(range(40))
@@ -458,7 +445,7 @@ def test_a_writer_goes_on_when_there_is_room_again(store: TensorStore) -> None:
 @pytest.mark.parametrize("limit", [0, 5000, 10_000])
 def test_a_disk_that_is_full_from_the_start(store: TensorStore, limit: int) -> None:
     with store.writer(0) as writer:
-        with file_size_limit(limit), pytest.raises(DatasetError, match=r"^cache_dir: can't write to .*Free space"):
+        with disk_with_room_for(limit), pytest.raises(DatasetError, match=r"^cache_dir: can't write to .*Free space"):
             writer.write({"r0": numbered(0)})
         writer.write({"r0": numbered(0)})
     store.adopt_partial_shards()
@@ -472,7 +459,7 @@ def test_a_disk_that_fills_where_the_next_shard_begins(store: TensorStore, monke
     with store.writer(0) as writer:
         writer.write({"r0": numbered(0), "r1": numbered(1)})
         for _ in range(2):
-            with file_size_limit(0), pytest.raises(DatasetError, match=r": File too large\. Free space"):
+            with disk_with_room_for(0), pytest.raises(DatasetError, match=r": File too large\. Free space"):
                 writer.write({"r2": numbered(2)})
         writer.write({"r2": numbered(2)})
     assert numbers_in(store) == {0, 1, 2}
@@ -481,7 +468,7 @@ def test_a_disk_that_fills_where_the_next_shard_begins(store: TensorStore, monke
 @pytest.mark.parametrize("limit", [0, 10_000, 100_000])
 def test_a_full_disk_is_told_by_what_removes_records_too(store: TensorStore, limit: int) -> None:
     fill(store, 60)
-    with file_size_limit(limit), pytest.raises(DatasetError, match="cache_dir: can't write to"):
+    with disk_with_room_for(limit), pytest.raises(DatasetError, match="cache_dir: can't write to"):
         store.discard([f"r{number}" for number in range(0, 60, 2)])
     assert numbers_in(store) == set(range(60))
     store.adopt_partial_shards()  # what was begun is no better than what was there
@@ -625,10 +612,10 @@ def test_shards_without_a_manifest_are_nobodys(store: TensorStore) -> None:
 
 
 def test_a_manifest_that_cannot_be_written(store: TensorStore) -> None:
-    with file_size_limit(0), pytest.raises(DatasetError, match="cache_dir: can't write to"):
+    with disk_with_room_for(0), pytest.raises(DatasetError, match="cache_dir: can't write to"):
         store.claim("latents", {})
     store.claim("latents", {"model": "one"})
-    with file_size_limit(0), pytest.raises(DatasetError, match="cache_dir: can't write to"):
+    with disk_with_room_for(0), pytest.raises(DatasetError, match="cache_dir: can't write to"):
         store.count()
     assert store.manifest()["identity"] == {"model": "one"}
 
