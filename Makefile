@@ -24,10 +24,10 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # In a real browser: needs Debian's chromium, chromium-driver, fonts-noto-core and fonts-noto-cjk.
-e2e: $(STAMP)
+e2e: $(DOCS_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest e2e
 
-# Of the WebUI, for the documentation.
+# Of the WebUI, for the documentation. Beside them lies demo-curves.png, which is curves.png of `make demo`.
 pictures: $(STAMP)
 	OMP_NUM_THREADS=1 E2E_PICTURES=documentation/images $(BIN)/python -m pytest e2e/test_pages.py
 

@@ -24,7 +24,7 @@ from simpletuner.configuration import Config, Family, OptionInfo, describe_all
 from simpletuner.configuration.dataset import DatasetEntry, VideoOptions
 from simpletuner.configuration.fields import by_place
 from simpletuner.helpers.models.registry import FAMILIES
-from simpletuner.translation import translator
+from simpletuner.translation import sentences, translator
 
 Say = Callable[[str], str]
 
@@ -107,28 +107,30 @@ def _default(info: OptionInfo, say: Say) -> str:
 def _values(info: OptionInfo, say: Say) -> str:
     """What a value must be: `OptionInfo.expectation` in few words and signs."""
     if info.choices is not None:
-        choices = ", ".join(f"`{choice}`" for choice in info.choices)
+        choices = say(", ").join(f"`{choice}`" for choice in info.choices)
         return say("list of {choices}").format(choices=choices) if info.type == "list" else choices
     if info.example is not None:
         kind = "list such as {example}" if info.type == "list" else "text such as {example}"
         return say(kind).format(example=f"`{info.example}`")
     if info.type == "boolean":
-        return "`true`, `false`"
+        return say(", ").join(("`true`", "`false`"))
     kinds = {"integer": "whole number", "number": "number", "string": "text", "list": "list of texts"}
-    words = [say(kinds.get(info.type, "object"))]
+    told, bounds = say(kinds.get(info.type, "object")), []
     if info.minimum is not None:
-        words.append(f"{'>' if info.exclusive_minimum else '≥'} {info.minimum:g}")
+        bounds.append(f"{'>' if info.exclusive_minimum else '≥'} {info.minimum:g}")
     if info.maximum is not None:
         shown = str(info.maximum) if isinstance(info.maximum, int) else f"{info.maximum:g}"
-        words.append(f"{'<' if info.exclusive_maximum else '≤'} {shown}")
-    return ", ".join(words) + "".join(f'{say(" or ")}`"{word}"`' for word in info.keywords)
+        bounds.append(f"{'<' if info.exclusive_maximum else '≤'} {shown}")
+    for bound in bounds:
+        told = say("{kind}, {bound}").format(kind=told, bound=bound)
+    return told + "".join(f'{say(" or ")}`"{word}"`' for word in info.keywords)
 
 
 def _meaning(info: OptionInfo, language: str) -> str:
     say, texts = words_of(language), translator(language)
     parts = [prose(texts(info.help))]
     if info.depends_on is not None:
-        condition = say(" or ").join(map(_condition, info.depends_on.split(" or ")))
+        condition = say(" or ").join(_condition(name, say) for name in info.depends_on.split(" or "))
         parts.append(say("Depends on {condition}.").format(condition=condition))
     for alias in info.aliases:
         name, _, meaning = alias.partition("=")
@@ -137,12 +139,13 @@ def _meaning(info: OptionInfo, language: str) -> str:
             parts.append(told.format(name=f"`{name}`", meaning=f"`{meaning}`"))
         else:
             parts.append(say("Also called {names}.").format(names=f"`{name}`"))
-    return ("" if language in ("zh", "ja") else " ").join(parts)
+    return sentences(parts, language)
 
 
-def _condition(alternative: str) -> str:
+def _condition(alternative: str, say: Say) -> str:
     name, _, allowed = alternative.partition("=")
-    return f"`{name}`" + (f" = {', '.join(f'`{value}`' for value in allowed.split('|'))}" if allowed else "")
+    values = say(", ").join(f"`{value}`" for value in allowed.split("|"))
+    return f"`{name}` = {values}" if allowed else f"`{name}`"
 
 
 @cache
@@ -200,7 +203,7 @@ def _families_table(families: Sequence[Family], say: Say) -> list[str]:
         cells += (
             [say("multiple of {ratio}, plus 1").format(ratio=family.frame_ratio)]
             if is_video
-            else [", ".join(f"`{kind}`" for kind in family.prediction_types)]
+            else [say(", ").join(f"`{kind}`" for kind in family.prediction_types)]
         )
         cells += [str(family.pixels_per_token)]
         rows.append(cells)

@@ -1,10 +1,10 @@
-"""Whether the error messages that a page quotes are those of the sources."""
+"""Whether the error messages that a page quotes are those of the sources, and those of the sources are quoted."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from documentation_tools.shell_blocks import CHECKERS
 
 _GAP = "\0"
 _WORDS = 3
+_PROBLEMS = {"Problem", "warning"}
+_LEAST = 30  # letters in a message of its own; shorter ones only join what other messages say
 
 
 def unknown_messages(page: Page) -> list[str]:
@@ -29,6 +31,18 @@ def unknown_messages(page: Page) -> list[str]:
     ]
 
 
+def unexplained_messages(page: Page, folders: Iterable[str]) -> list[str]:
+    """What is raised or reported in these folders of the package, and is quoted nowhere on the page, one a line."""
+    quoted = [_pattern(word) for section in page.sections for word in section.words if is_message(word)]
+    files = (file for folder in folders for file in sorted((ROOT / "simpletuner" / folder).rglob("*.py")))
+    return [
+        f"{file.relative_to(ROOT)}, line {line}: {message.replace(_GAP, '…')}"
+        for file in files
+        for line, message in _told(file)
+        if not any(pattern is not None and pattern.search(message) for pattern in quoted)
+    ]
+
+
 def is_message(word: str) -> bool:
     parts = word.split()
     return len(parts) >= _WORDS and parts[0] not in CHECKERS and not word.startswith(("{", "[", '"', "-"))
@@ -36,14 +50,19 @@ def is_message(word: str) -> bool:
 
 def is_known(quoted: str) -> bool:
     """Whether the fixed parts of a quotation stand in one message, in order; or the message fits it as a whole."""
-    parts = [part.strip(" .:") for part in re.split(r"…|\.\.\.|\{[^}]*\}|<[^>]*>", quoted)]
-    parts = [part for part in parts if part]
-    if not parts:
+    pattern = _pattern(quoted)
+    if pattern is None:
         return False
-    pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
     return any(pattern.search(message) for message in messages()) or any(
         whole.search(quoted) for whole in filled_in_messages()
     )
+
+
+def _pattern(quoted: str) -> re.Pattern[str] | None:
+    """The fixed parts of a quotation, in order; None if all of it varies."""
+    parts = [part.strip(" .:") for part in re.split(r"…|\.\.\.|\{[^}]*\}|<[^>]*>", quoted)]
+    parts = [part for part in parts if part]
+    return re.compile(".*".join(map(re.escape, parts)), re.DOTALL) if parts else None
 
 
 @cache
@@ -60,8 +79,25 @@ def filled_in_messages() -> tuple[re.Pattern[str], ...]:
 
 
 def _texts(file: Path) -> Iterator[str]:
+    nodes = ast.walk(ast.parse(file.read_bytes()))
+    return (text for node in nodes if (text := _text(node)) is not None)
+
+
+def _text(node: ast.AST) -> str | None:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else _GAP for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def _told(file: Path) -> Iterator[tuple[int, str]]:
+    """The messages of what a file raises, and of the problems that it reports, with their lines."""
     for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.JoinedStr):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else _GAP for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            said = node.exc.args[:1]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _PROBLEMS:
+            said = node.args[1:2]
+        else:
+            continue
+        message = _text(said[0]) if said else None
+        if message is not None and len(message.replace(_GAP, "").strip()) >= _LEAST:
+            yield node.lineno, message

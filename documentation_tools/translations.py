@@ -28,9 +28,6 @@ from documentation_tools.pages import (
 )
 from documentation_tools.results import without_values
 
-COMPLETE: tuple[str, ...] = ("es", "zh", "ja")
-"""Languages of which every page is translated: a missing page fails the tests."""
-
 OPTION_NAME = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+")
 _ENGLISH_PICTURE = re.compile(r"\.en(?=\.\w+$)")
 _MARK_LINE = re.compile(r"<!--\s*en:\s*\S+\s*-->")
@@ -158,6 +155,8 @@ def stamp(files: Iterable[Path]) -> None:
     for file in files:
         if not english_of(file).exists() or english_of(file) == file:
             raise ValueError(f"{file} is no translation of a page.")
+        if english_of(file).stem in GENERATED:
+            raise ValueError(f"{file} is written by documentation_tools.generate, and has no hashes.")
         page = parse_page(file.read_text(encoding="utf-8"), file.resolve())
         file.write_text(stamped(page, read_page(english_of(file))), encoding="utf-8", newline="\n")
 

@@ -31,7 +31,7 @@ def test_a_killed_server_and_a_killed_trainer(browser: Chrome, server: Server, w
     browser.get(f"{server.url}/runs")
     (run,) = [run for run in server.ask("runs") if run["project"] == "long"]
     assert run["state"] == "running"
-    wait_for_words_of(browser, f"state_{run['id']}", "Training", PATIENCE)
+    wait_for_words_of(browser, f"state_{run['id']}", "Training…", PATIENCE)
     browser.get(f"{server.url}/projects/long?tab=run")
     done = until(browser, lambda: steps_done(browser), "its chart", PATIENCE)
     until(browser, lambda: steps_done(browser) > done, "more steps", PATIENCE)
@@ -42,6 +42,6 @@ def test_a_killed_server_and_a_killed_trainer(browser: Chrome, server: Server, w
     wait_for_words_of(browser, "run_state", "Killed", PATIENCE)
     assert "step" in marked(browser, "failure_log").text
     click(browser, "failure_resume")
-    wait_for_words_of(browser, "run_state", "Training", PATIENCE)
+    wait_for_words_of(browser, "run_state", "Training…", PATIENCE)
     click(browser, "run_stop")
     wait_for_words_of(browser, "run_state", "Stopped", PATIENCE)

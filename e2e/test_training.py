@@ -36,13 +36,13 @@ def loaded_picture(browser: Chrome, mark: str) -> bool:
         pytest.param(
             "sd3",
             "en",
-            {"title": "REPA", "running": "Training", "stopped": "Stopped", "finished": "Finished"},
+            {"title": "REPA", "running": "Training…", "stopped": "Stopped", "finished": "Finished"},
             id="CREPA in English",
         ),
         pytest.param(
             "sd1x",
             "zh",
-            {"title": "U-REPA", "running": "训练", "stopped": "已停止", "finished": "已完成"},
+            {"title": "U-REPA", "running": "训练中…", "stopped": "已停止", "finished": "已完成"},
             id="U-REPA in Chinese",
         ),
     ],

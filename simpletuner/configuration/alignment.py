@@ -41,8 +41,8 @@ class CrepaOptions(AlignmentOptions):
         None,
         ge=0,
         depends_on="{x}_enabled",
-        help="The student's block, counted from 0. None takes the family's default, about a third of the depth. With "
-        "LoRA only adapters at or before this block learn from the loss.",
+        help="The student's block, counted from 0. None takes the family's default. With LoRA only adapters at or "
+        "before this block learn from the loss.",
     )
     encoder_frames_batch_size: int = alignment_option(
         -1,

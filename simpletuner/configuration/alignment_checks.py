@@ -14,6 +14,8 @@ Problems = Iterator[Problem]
 
 # Cosines between a projected student and its teacher saturate near 0.60-0.63 (arXiv 2503.18414).
 REACHABLE_SIMILARITY = 0.8
+# In shorter runs the faster average of the plateau rule, 1/400 of the run, covers less than five steps.
+SHORTEST_FOR_A_PLATEAU = 2000
 
 
 def wrong_prefix(config: Config, family: Family | None) -> Problems:
@@ -75,7 +77,7 @@ def layersync_blocks(config: Config, family: Family | None) -> Problems:
 def encoder(config: Config, family: Family | None) -> Problems:
     """The encoder's name is known, and its image size a multiple of its patch."""
     for options in _enabled(config):
-        if isinstance(options, CrepaOptions) and options.feature_source == "backbone":
+        if _is_from_the_backbone(options):
             continue
         name, size = options.encoder, options.encoder_image_size
         problem = unknown_encoder(name)
@@ -105,8 +107,14 @@ def schedule(config: Config, family: Family | None) -> Problems:
                 f"{options.cutoff_step} cuts off within the warm-up of {options.warmup_steps} steps",
                 f"Raise it, or lower {options.key('warmup_steps')}.",
             )
+        if options.plateau_stop and 0 < config.max_train_steps < SHORTEST_FOR_A_PLATEAU:
+            yield warning(
+                options.key("plateau_stop"),
+                f"averages over too few steps in a run of {config.max_train_steps}: chance may end the loss",
+                f"Use {options.key('cutoff_step')} in runs of less than {SHORTEST_FOR_A_PLATEAU} steps.",
+            )
         threshold = options.similarity_threshold
-        if threshold is not None and threshold > REACHABLE_SIMILARITY:
+        if threshold is not None and threshold > REACHABLE_SIMILARITY and not _is_from_the_backbone(options):
             yield warning(
                 options.key("similarity_threshold"),
                 f"{threshold:g} is hardly ever reached: similarities saturate near 0.6",
@@ -160,6 +168,19 @@ def irepa(config: Config, family: Family | None) -> Problems:
         if options.projector in ("mlp", "conv_gn"):
             message = f"is {options.projector}, but iREPA uses a convolution"
             yield Problem(options.key("projector"), message, "Use conv, or turn irepa_enabled off.")
+        if options.feature_cache and not options.use_tae and not _is_from_the_backbone(options):
+            yield from _changed_before_irepa(options)
+
+
+def _changed_before_irepa(options: AlignmentOptions) -> Problems:
+    """iREPA normalises what the encoder gives (arXiv 2512.10794), not what a cache made of it."""
+    for name, change in (
+        ("feature_cache_dim", "whitens the tokens"),
+        ("feature_cache_normalized", "scales the tokens"),
+    ):
+        if getattr(options, name):
+            message = f"{change} before iREPA normalises them, which its authors don't"
+            yield warning(options.key(name), message, "Remove it, or turn irepa_enabled off.")
 
 
 def urepa_layers(config: Config, family: Family | None) -> Problems:
@@ -180,7 +201,7 @@ def sample_manifold(config: Config, family: Family | None) -> Problems:
 def feature_cache(config: Config, family: Family | None) -> Problems:
     """Features decoded from latents aren't cached, and a whitening lowers the teacher's width."""
     for options in _enabled(config):
-        if isinstance(options, CrepaOptions) and options.feature_source == "backbone":
+        if _is_from_the_backbone(options):
             continue
         if options.use_tae:
             for name in ("feature_cache_dtype", "feature_cache_dim", "feature_cache_normalized"):
@@ -198,6 +219,10 @@ def feature_cache(config: Config, family: Family | None) -> Problems:
 
 def _enabled(config: Config) -> Iterator[AlignmentOptions]:
     return (options for options in (config.crepa, config.urepa) if options.enabled)
+
+
+def _is_from_the_backbone(options: AlignmentOptions) -> bool:
+    return isinstance(options, CrepaOptions) and options.feature_source == "backbone"
 
 
 def _in_depth(name: str, block: int | None, family: Family | None) -> Problems:

@@ -123,7 +123,7 @@ class DatasetEntry(OptionGroup):
         label="Mirrored too",
         help="Shows every file mirrored too, as a sample of its own with latents and features of its own.",
     )
-    repeats: int = _entry(0, ge=0, help="Times that the data set is repeated in an epoch. 0 shows each file once.")
+    repeats: int = _entry(0, ge=0, help="How many more times an epoch shows each file. 0 shows it once, 1 twice.")
     video: VideoOptions = _entry(
         VideoOptions(), depends_on="dataset_type=video", label="Clips", help="How clips are cut."
     )

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from simpletuner.configuration.alignment_shared import CacheType
 from simpletuner.configuration.json_files import read_object
 from simpletuner.configuration.paths import kind_of, local_path, looks_like_path, missing_path
 from simpletuner.configuration.validation import nearest
 
 DINOV2 = [f"dinov2_vit{size}14{registers}" for size in "sblg" for registers in ("", "_reg")]
 WIDTHS = {"s": 384, "b": 768, "l": 1024, "g": 1536}
-BYTES: dict[CacheType, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 NAMED_ENCODERS = [*DINOV2, "efficientnet_lite0"]
 
 
@@ -26,11 +24,6 @@ def encoder_width(name: str) -> int | None:
     """The width of the encoder's tokens, if the name tells."""
     match = re.fullmatch(r"dinov2_vit([sblg])14(?:_reg)?", name)
     return WIDTHS[match[1]] if match else None
-
-
-def feature_bytes(tokens: int, width: int, dtype: CacheType) -> int:
-    """Bytes that the features of so many tokens take; int8 has a scale of 4 bytes a token."""
-    return tokens * (width * BYTES[dtype] + (4 if dtype == "int8" else 0))
 
 
 def unknown_encoder(name: str) -> tuple[str, str] | None:

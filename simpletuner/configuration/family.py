@@ -67,6 +67,14 @@ class Family:
         return "CREPA" if self.media == "video" else "REPA"
 
     @property
+    def teaching_block(self) -> int | None:
+        """A block to begin with as the teacher of another: at two thirds of the depth, if that is deeper."""
+        if self.depth is None or self.default_block is None:
+            return None
+        block = round(self.depth * 2 / 3)
+        return block if block > self.default_block else None
+
+    @property
     def native_tokens(self) -> int:
         """Rows, and columns, of student tokens in a square of the native resolution."""
         return self.native_resolution // self.pixels_per_token

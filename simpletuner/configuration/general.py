@@ -123,10 +123,13 @@ class DataOptions(OptionGroup):
         64,
         ge=1,
         label="Bucket alignment",
-        help="Sides of aspect buckets are multiples of this many pixels. 64 suits every family.",
+        help="Sides of aspect buckets are multiples of this many pixels: 64 suits most models, 32 a resolution of 480.",
     )
     cache_dir: PathText = _cache(
-        "cache", min_length=1, label="Cache folder", help="Folder of the latent and text caches."
+        "cache",
+        min_length=1,
+        label="Cache folder",
+        help="Folder of the caches: latents, prompts and the teacher's features.",
     )
     vae_cache_dtype: Literal["fp32", "fp16", "bf16"] = _cache(
         "fp32",

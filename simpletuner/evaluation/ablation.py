@@ -203,7 +203,7 @@ def run_command(command: Sequence[str]) -> int:
 
 def _commands(run: AblationRun, ablation: Ablation) -> Iterable[list[str]]:
     """What is left to do of a run; asked one after the other, as the first decides about the second."""
-    launcher = [sys.executable] if ablation.launcher is None else ablation.launcher
+    launcher = [sys.executable, "-P"] if ablation.launcher is None else ablation.launcher
     common = [*launcher, "-m", "simpletuner.cli"]
     if not _is_trained(run):
         resume = ["--resume_from_checkpoint", "latest"] if find_checkpoints(run.folder) else []

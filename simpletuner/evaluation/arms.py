@@ -204,7 +204,7 @@ def _start(arm: Arm) -> subprocess.Popen[bytes]:
     description.write_text(json.dumps(asdict(arm), indent=2), encoding="utf-8")
     with (arm.folder / "arm.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "simpletuner.evaluation.arms", str(description)],
+            [sys.executable, "-P", "-m", "simpletuner.evaluation.arms", str(description)],
             env=os.environ | {"OMP_NUM_THREADS": str(arm.threads), "ACCELERATE_USE_CPU": "true"},
             stdout=log,
             stderr=subprocess.STDOUT,

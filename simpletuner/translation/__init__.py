@@ -6,7 +6,7 @@ kept up to date by :mod:`simpletuner.translation.catalogues`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +50,11 @@ def translator(language: str) -> Callable[[str], str]:
         return texts.get(text, text)
 
     return translate
+
+
+def sentences(texts: Iterable[str], language: str) -> str:
+    """The texts one after the other; Chinese and Japanese have no space between sentences."""
+    return ("" if language in ("zh", "ja") else " ").join(texts)
 
 
 def marked(text: str) -> str:

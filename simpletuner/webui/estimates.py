@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simpletuner.configuration.alignment import AlignmentOptions, CrepaOptions
+from simpletuner.configuration.cache_sizes import feature_bytes, on_disk
 from simpletuner.configuration.coefficient import planned_coefficient
 from simpletuner.configuration.config import Config
 from simpletuner.configuration.dataset import DatasetEntry
-from simpletuner.configuration.encoders import encoder_patch, encoder_width, feature_bytes
+from simpletuner.configuration.encoders import encoder_patch, encoder_width
 from simpletuner.configuration.family import Family
 from simpletuner.configuration.validation import build
 from simpletuner.webui.confinement import Refused, inside
 
 MOST_POINTS = 200
 
-# Of helpers.data.estimate: LMDB's pages, and what a record holds besides its numbers.
-_PAGE, _OVERHEAD = 4096, 256
 # Of helpers.data.media, which imports torch.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
@@ -175,12 +174,6 @@ def teacher_tokens(side: int, image_size: int | str, shape: EncoderShape, studen
         return (student * scale) ** 2
     wanted = shape.native_size if isinstance(image_size, str) else image_size
     return max(1, round(wanted / shape.patch)) ** 2
-
-
-def on_disk(size: int) -> int:
-    """Bytes that a record of ``size`` bytes takes in a store: from half a page on, whole pages of its own."""
-    whole = size + _OVERHEAD
-    return whole if whole < _PAGE // 2 else math.ceil(whole / _PAGE) * _PAGE
 
 
 class FileCounts:

@@ -23,6 +23,8 @@ LAYERSYNC = {"layersync_enabled": True, "layersync_student_block": 8, "layersync
         {**CREPA, "crepa_similarity_threshold": 0.5, "crepa_threshold_mode": "recoverable"},
         {**BACKBONE, "crepa_block_index": 8, "crepa_teacher_block_index": 16},
         {**CREPA, "irepa_enabled": True, "crepa_projector": "conv", "irepa_projector_kernel_size": 5},
+        {**BACKBONE, "crepa_block_index": 8, "crepa_teacher_block_index": 16, "crepa_similarity_threshold": 0.95},
+        {**CREPA, "crepa_plateau_stop": True, "max_train_steps": 2000},
         LAYERSYNC,
     ],
 )
@@ -54,6 +56,24 @@ def test_good_configurations_have_no_problem(problems_of: Check, options: dict[s
             "crepa_feature_cache_dim",
             "warning",
             "crepa_feature_source is 'backbone'",
+        ),
+        (
+            {**CREPA, "crepa_plateau_stop": True, "max_train_steps": 1999},
+            "crepa_plateau_stop",
+            "warning",
+            "averages over too few steps in a run of 1999: chance may end the loss. Use crepa_cutoff_step",
+        ),
+        (
+            {**CREPA, "irepa_enabled": True, "crepa_feature_cache_dim": 128},
+            "crepa_feature_cache_dim",
+            "warning",
+            "whitens the tokens before iREPA",
+        ),
+        (
+            {**CREPA, "irepa_enabled": True, "crepa_feature_cache_normalized": True},
+            "crepa_feature_cache_normalized",
+            "warning",
+            "scales the tokens before iREPA",
         ),
         ({**CREPA, "crepa_encoder": "dinov2_vitx14"}, "crepa_encoder", "error", "no known encoder"),
         ({**CREPA, "crepa_encoder": "./gone"}, "crepa_encoder", "error", "no such file"),

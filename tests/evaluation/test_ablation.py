@@ -79,7 +79,9 @@ def test_nothing_is_trained_where_a_run_is_wrong(written: Written, tmp_path: Pat
         run_ablation(path, only=["other"], say=said.append)
 
 
-def test_runs_are_trained_once_and_compared(written: Written, tmp_path: Path) -> None:
+def test_runs_are_trained_once_and_compared(written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "accelerate.py").write_text("raise SystemExit('a file of the working directory is no module')")
     path = written({"baseline": {"urepa_lambda": 0}, "mid": {}})
     said: list[str] = []
     assert run_ablation(path, only=["baseline"], say=said.append) == 0, said

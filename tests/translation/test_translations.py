@@ -17,7 +17,7 @@ from simpletuner.translation.catalogues import collect, shortcomings, translatio
 SAME = {"LoRA", "CREPA", "U-REPA", "iREPA", "LayerSync", "EMA", "CPU", "JSON"}
 SAME_IN = {
     "es": {"Prompt", "Clips", "1 error"},
-    "zh": {"Min-SNR gamma"},
+    "zh": {"LoRA alpha", "Min-SNR gamma"},
     "hi": set[str](),
     "ja": {"LoRA alpha", "Min-SNR gamma"},
 }

@@ -74,11 +74,6 @@ def test_the_teachers_tokens_are_the_trainers(side: int, size: Any, student: int
     assert teacher_tokens(side, size, shape, student, scale) == (height // patch) * (width // patch)
 
 
-@given(st.integers(0, 100_000))
-def test_a_record_takes_what_the_store_gives_it(size: int) -> None:
-    assert estimates.on_disk(size) == real.on_disk(size)
-
-
 def test_what_is_said_twice_is_the_same() -> None:
     assert media.IMAGE_SUFFIXES == estimates.IMAGE_SUFFIXES and media.VIDEO_SUFFIXES == estimates.VIDEO_SUFFIXES
     kind = EfficientNetLite0

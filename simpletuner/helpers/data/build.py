@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
+from simpletuner.configuration.cache_sizes import on_disk
 from simpletuner.configuration.config import Config
 from simpletuner.helpers.data.errors import DatasetError
 from simpletuner.helpers.data.features import Aligned, FeatureCache, FeatureEncoder, claim_features, features_of_run
@@ -215,7 +216,8 @@ def _require_room(
 ) -> None:
     """Says what the features take, and refuses to begin what the disk can't hold."""
     samples = [gap.sample for gap in gaps if gap.features is not None]
-    needed, free = sum(map(features.stored_size, samples)), shutil.disk_usage(features.store.folder).free
+    needed = sum(on_disk(features.stored_size(sample)) for sample in samples)
+    free = shutil.disk_usage(features.store.folder).free
     progress.say(
         f"{len(samples)} samples need teacher features: {told_bytes(needed / len(samples))} each, "
         f"{told_bytes(needed)} in all."

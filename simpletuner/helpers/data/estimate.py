@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from rich.console import Group
 from rich.table import Table
 
 from simpletuner.configuration.alignment_shared import CacheType
+from simpletuner.configuration.cache_sizes import on_disk
 from simpletuner.configuration.config import Config
 from simpletuner.configuration.paths import local_path
 from simpletuner.helpers.data.buckets import Bucket
@@ -24,10 +24,6 @@ from simpletuner.helpers.data.samples import Sample
 from simpletuner.helpers.data.store import TensorStore
 from simpletuner.helpers.training.alignment.feature_cache import stored_bytes
 
-PAGE = 4096
-"""Bytes of LMDB's pages: a record of half a page or more has pages of its own."""
-OVERHEAD = 256
-"""Bytes of a record beside its numbers: names, shapes, the checksum."""
 SHOWN_DTYPES: tuple[CacheType, ...] = ("bf16", "fp16", "int8")
 WHITENED = 128
 
@@ -109,12 +105,6 @@ def estimate(
         wanted = [features.record(sample) for sample in samples]
         parts.append(_part("features", features.store, wanted, _mean_on_disk(samples, features.stored_size)))
     return Estimate(samples, parts, features, shutil.disk_usage(_existing(local_path(config.cache_dir))).free)
-
-
-def on_disk(size: int) -> int:
-    """Bytes that a record of ``size`` bytes takes in a store."""
-    whole = size + OVERHEAD
-    return whole if whole < PAGE // 2 else math.ceil(whole / PAGE) * PAGE
 
 
 def feature_sizes(features: FeatureCache, samples: Sequence[Sample]) -> dict[int, dict[CacheType, float]]:

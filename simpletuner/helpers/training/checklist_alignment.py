@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def alignment_checks(trainer: Trainer, batch: dict[str, Any]) -> Iterator[Check]:
-    """The lines about CREPA/REPA or U-REPA, where a run has it; `batch` is the first one."""
+    """The lines about REPA, CREPA or U-REPA, where a run has it; `batch` is the first one."""
     regularizer = trainer.foundation.alignment
     if regularizer is None:
         return
-    options = regularizer.options
+    options, method = regularizer.options, trainer.foundation.family.alignment
     if regularizer.finished:
         reason = f"{options.key('lambda_')} is 0" if options.is_zero else "it has ended"
-        yield Check(options.TITLE, f"off: {reason}")
+        yield Check(method, f"off: {reason}")
         return
-    yield Check(options.TITLE, _coefficient(options))
+    yield Check(method, _coefficient(options))
     yield _taps(trainer)
     yield _projector(trainer)
     yield _teacher(trainer, batch, options)

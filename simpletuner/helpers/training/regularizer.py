@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any, Generic, Self, TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from simpletuner.configuration.alignment import AlignmentOptions, IrepaOptions, read_options
 from simpletuner.configuration.coefficient import planned_schedule
+from simpletuner.configuration.encoders import encoder_width
 from simpletuner.helpers.training.alignment.eager import CHUNKS, differentiated
 from simpletuner.helpers.training.alignment.encoders import describe_encoder
 from simpletuner.helpers.training.alignment.geometry import (
@@ -21,9 +23,7 @@ from simpletuner.helpers.training.alignment.geometry import (
     split_frames,
     square_grid,
 )
-from simpletuner.helpers.training.alignment.losses import (
-    spatial_norm,
-)
+from simpletuner.helpers.training.alignment.losses import spatial_norm
 from simpletuner.helpers.training.alignment.pixels import decode_latents
 from simpletuner.helpers.training.alignment.projectors import GridProjector, make_projector, project
 from simpletuner.helpers.training.alignment.schedule import AlignmentScheduler, Plateau, SimilarityMeter
@@ -57,6 +57,7 @@ class AlignmentRegularizer(Generic[Options]):
 
     OPTIONS: type[Options]
     TEACHER_SCALE = 1  # rows and columns of the teacher's grid to the student's where encoder_image_size is "auto"
+    _frames_batch_size = -1  # images that the teacher encodes at once; -1 all
 
     def __init__(
         self,
@@ -91,22 +92,26 @@ class AlignmentRegularizer(Generic[Options]):
     def teacher(self) -> Teacher:
         """The frozen encoder, loaded when it is first asked for."""
         if self._teacher is None:
-            try:
+            with self._naming_the_encoder():
                 self._teacher = make_teacher(
                     self.options.encoder,
                     image_size=self.options.encoder_image_size,
                     frames_batch_size=self._frames_batch_size,
                     device=self.device,
                 )
-            except ValueError as error:
-                raise ValueError(f"{self.options.key('encoder')}: {error}") from error
         return self._teacher
 
     @teacher.setter
     def teacher(self, teacher: Teacher) -> None:
         self._teacher = teacher
 
-    _frames_batch_size = -1
+    @contextmanager
+    def _naming_the_encoder(self) -> Iterator[None]:
+        """What is wrong with the encoder is told under the name of its option."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.options.key('encoder')}: {error}") from error
 
     @property
     def _chunks(self) -> int:
@@ -119,10 +124,15 @@ class AlignmentRegularizer(Generic[Options]):
         cached = getattr(self.foundation, "feature_width", None)
         if cached is not None:
             return cached
-        if self.options.is_zero and self._teacher is None:  # it will never be asked, nor will its cache be read
-            whitened = self.options.feature_cache_dim if self.options.feature_cache else None
-            return describe_encoder(self.options.encoder).width if whitened is None else whitened
-        return self.teacher.width
+        if self._teacher is not None:
+            return self._teacher.width
+        if self.options.is_zero and self.options.feature_cache and self.options.feature_cache_dim is not None:
+            return self.options.feature_cache_dim  # of a cache that will never be read
+        known = encoder_width(self.options.encoder)  # an encoder is loaded only where it has to encode
+        if known is not None:
+            return known
+        with self._naming_the_encoder():
+            return describe_encoder(self.options.encoder).width
 
     @property
     def projector_name(self) -> str:

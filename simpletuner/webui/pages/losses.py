@@ -20,7 +20,7 @@ from simpletuner.configuration.config import Config
 from simpletuner.configuration.encoders import NAMED_ENCODERS
 from simpletuner.configuration.family import Family
 from simpletuner.configuration.fields import OptionInfo
-from simpletuner.translation import marked
+from simpletuner.translation import marked, sentences
 from simpletuner.webui import wording
 from simpletuner.webui.draft import Draft, Examination
 from simpletuner.webui.estimates import CacheEstimate, coefficient_curve
@@ -132,7 +132,7 @@ class LossCard:
         title = "REPA / CREPA" if family is None or family.model_type == "unet" else family.alignment
         line = words(_WHAT["crepa"])
         if title == "REPA":
-            line = words("crepa_* options; CREPA for video.") + " " + line
+            line = sentences([words("crepa_* options; CREPA for video."), line], self._look.language)
         self._title.set_text(title)
         self._line.set_text(line)
         self._switch.element.props["aria-label"] = words("Enable {method}").format(method=title)
@@ -168,7 +168,7 @@ class LossCard:
             self._chart.options.update(drawn)
             self._chart.update()
         notes = plan_notes(options, config, words)
-        self._notes.set_text(" ".join(notes))
+        self._notes.set_text(sentences(notes, self._look.language))
         self._notes.set_visibility(bool(notes))
 
     def show_cache(self, estimate: CacheEstimate) -> None:
@@ -210,10 +210,8 @@ class LossCards:
 
 
 def _recommended_blocks(family: Family | None) -> dict[str, int | None]:
-    """The block to begin with, by option: the family's for the student, two thirds of the depth for LayerSync."""
-    student = None if family is None else family.default_block
-    deeper = None if family is None or family.depth is None or student is None else round(family.depth * 2 / 3)
-    teacher = None if deeper is None or student is None or deeper <= student else deeper
+    """The block to begin with, by option."""
+    student, teacher = (None, None) if family is None else (family.default_block, family.teaching_block)
     return {
         CrepaOptions.key("block_index"): student,
         CrepaOptions.key("teacher_block_index"): teacher,

@@ -82,7 +82,7 @@ class Checkpoints(Section):
         _ = self._look.words
         self.column.set_visibility(bool(found))
         self.body.clear()
-        headings = [_("Step"), _("Size"), _("State"), _("Export")]
+        headings = [_("Step"), _("File size"), _("State"), _("Export")]
         with self.body, table(headings, "checkpoint_table"):
             for checkpoint in reversed(found):
                 state = _("Whole") if checkpoint.intact else _("Incomplete")

@@ -31,7 +31,7 @@ def state_words(run: Run, look: Look) -> str:
     is_cache = run.command == "cache"
     return {
         "starting": _("Building caches") if is_cache else _("Starting, building caches"),
-        "running": _("Building caches") if is_cache else _("Training"),
+        "running": _("Building caches") if is_cache else _("Training…"),
         "stopping": _("Stopping") if is_cache else _("Stopping: saving a checkpoint"),
         "finished": _("Finished"),
         "stopped": _("Stopped"),

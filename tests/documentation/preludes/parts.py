@@ -18,8 +18,8 @@ Batch = dict[str, Tensor]
 
 
 def tiny_teachers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Every encoder that is asked for by name is a tiny one."""
-    load_encoder, encoder = teachers.load_encoder, str(tiny_teacher(folder))
+    """Every encoder that is asked for by name is a tiny one, as wide as `dinov2_vitb14`."""
+    load_encoder, encoder = teachers.load_encoder, str(tiny_teacher(folder, 768))
     monkeypatch.setattr(teachers, "load_encoder", lambda name: load_encoder(encoder))
 
 

@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from simpletuner.cli import main
+from simpletuner.configuration.cache_sizes import on_disk
 from simpletuner.helpers.data.errors import DatasetError
-from simpletuner.helpers.data.estimate import Estimate, estimate, feature_sizes, formats_table, on_disk, parts_table
+from simpletuner.helpers.data.estimate import Estimate, estimate, feature_sizes, formats_table, parts_table
 from simpletuner.helpers.data.samples import Sample
 from simpletuner.helpers.models.common import ModelFoundation
 from simpletuner.helpers.models.sizes import latent_shapes, prompt_bytes
@@ -131,12 +132,6 @@ def test_what_only_encoding_tells_is_said(tmp_path: Path, make_foundation: MakeF
     build(samples, foundation)
     size = estimated(foundation, samples).parts[1].size
     assert size is not None and size > 1000
-
-
-@pytest.mark.parametrize("size", [100, 4096, 100_000])
-def test_records_take_whole_pages_unless_they_are_small(size: int) -> None:
-    assert size < on_disk(size) <= size + 256 + 4096
-    assert size < 2048 or on_disk(size) % 4096 == 0
 
 
 def test_dry_run_encodes_nothing(tmp_path: Path, tiny_folder: Callable[[str], Path], tiny_teacher: Path) -> None:

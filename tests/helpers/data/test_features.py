@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from simpletuner.configuration.cache_sizes import on_disk
 from simpletuner.helpers.data.errors import DatasetError
 from simpletuner.helpers.data.features import FeatureCache, features_of_run
 from simpletuner.helpers.data.samples import Sample
@@ -298,7 +299,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(own: Run, monkeypatch:
     samples = own.samples(foundation)
     features = features_of_run(foundation.config, foundation, samples)
     assert features is not None
-    free, asked = sum(features.stored_size(sample) for sample in samples) - 1, set()
+    free, asked = sum(on_disk(features.stored_size(sample)) for sample in samples) - 1, set()
 
     def usage(folder: Path) -> Usage:
         asked.add(Path(folder))

@@ -92,7 +92,11 @@ def test_a_unet_with_adapters_in_parts(set_up: SetUp) -> None:
             {**UREPA, "urepa_feature_cache_normalized": True, "urepa_feature_cache_dtype": "int8"},
             {"teacher": "cached (int8, unit length)", "features": "scale 2×1×16×1 float32, tokens 2×1×16×16 int8"},
         ),
-        ("sd3", {**CREPA, "crepa_feature_cache": False}, {"teacher": "4×4 tokens, encoded in every step"}),
+        (
+            "sd3",
+            {**CREPA, "crepa_feature_cache": False},
+            {"REPA": "weight 0.5", "teacher": "4×4 tokens, encoded in every step"},
+        ),
         ("sd3", {**CREPA, "crepa_feature_cache_dim": 8}, {"teacher": "width 8, 4×4 tokens, cached (bf16, whitened)"}),
         (
             "sd3",

@@ -423,6 +423,16 @@ def test_a_captured_buffer_can_be_passed_as_it_is() -> None:
         regularizer.compute_loss({"layer_mid": maps}, frame_features=teacher)
 
 
+def test_a_teacher_is_not_loaded_for_its_width(tiny_teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_teacher / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    options = SimpleNamespace(crepa_enabled=True, crepa_encoder=str(tmp_path))
+    regularizer = CrepaRegularizer(options, None, 6).attach_to_model(nn.Linear(2, 2))
+    assert loss_of(regularizer.compute_loss(tensor(1, 16, 6), frame_features=tensor(1, 16, 16))) < 1
+    with pytest.raises(ValueError, match=r"^crepa_encoder: .*can't be loaded"):
+        regularizer.compute_loss(tensor(1, 16, 6), pixels=torch.rand(1, 3, 56, 56))
+
+
 def test_the_teacher_is_let_go_when_the_loss_is_off_for_good(tiny_teacher: Path) -> None:
     """Mistake 11: nothing is held after the cutoff."""
     options = SimpleNamespace(crepa_enabled=True, crepa_encoder=str(tiny_teacher), crepa_cutoff_step=1)

@@ -94,7 +94,7 @@ async def test_the_recommended_block_is_set_by_a_click(user: User, site: Site) -
 
 async def test_the_plot_follows_schedule_length_and_cutoff(user: User, site: Site) -> None:
     await open_project(user, site, "sd3-repa-lora", tab="losses")
-    assert drawn(user)[0] == [0, 0.5] and drawn(user)[-1] == [2999, 0.0]
+    assert drawn(user)[0] == [0, 0.3] and drawn(user)[-1] == [2999, 0.0]
     fill(user, "crepa_scheduler", "constant")
     fill(user, "crepa_decay_steps", "")
     fill(user, "crepa_lambda", "0.25")

@@ -108,7 +108,7 @@ async def test_while_it_runs_one_can_only_stop_it(user: User, site: Site, draft:
     record_run(site, rows=[row(1)], child=sleeper)
     await user.open("/panel")
     await sees_only(user, "check", "stop")
-    await user.should_see("Training")
+    await user.should_see("Training…")
     user.find(marker="run_stop").click()
     await user.should_see("What was trained so far is saved as a checkpoint", retries=PATIENT)
     # A training saves; what stands here in its place just ends.
@@ -172,7 +172,7 @@ async def test_a_real_training_is_started_watched_stopped_and_resumed(
         await user.should_see("chart_base_loss", retries=A_TRAINING)
         await user.should_see("sample", retries=A_TRAINING)
         await user.open("/panel")  # the page is loaded again
-        await user.should_see("Training", retries=PATIENT)
+        await user.should_see("Training…", retries=PATIENT)
         user.find(marker="run_stop").click()
         await user.should_see("Stopped", retries=A_TRAINING)
         await user.should_see("checkpoint_table", retries=PATIENT)

@@ -163,7 +163,7 @@ async def test_a_run_that_goes_is_followed(user: User, site: Site, sleeper: int)
     run = record_run(site, rows=[row(1)], child=sleeper)
     draw_sample(run, 1)
     await user.open(f"/runs/{run.id}")
-    await user.should_see("Training", retries=PATIENT)
+    await user.should_see("Training…", retries=PATIENT)
     await user.should_see("Step 1 of 10 · 4 sec left · 0.5 sec a step")
     await user.should_see("run_stop")
     append_row(run, row(2))
@@ -201,7 +201,7 @@ async def test_a_run_that_began_to_stop_is_given_time(user: User, site: Site, sl
 async def test_a_run_that_is_forgotten_while_one_looks_at_it(user: User, site: Site, sleeper: int) -> None:
     run = record_run(site, rows=[row(1)], child=sleeper)
     await user.open(f"/runs/{run.id}")
-    await user.should_see("Training", retries=PATIENT)
+    await user.should_see("Training…", retries=PATIENT)
     shutil.rmtree(run.folder)
     await user.should_see(f"There is no run '{run.id}'.", retries=PATIENT)
 

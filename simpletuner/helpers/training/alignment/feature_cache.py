@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simpletuner.configuration.alignment_shared import CacheType
-from simpletuner.configuration.encoders import feature_bytes
+from simpletuner.configuration.cache_sizes import feature_bytes
 from simpletuner.helpers.training.alignment.encoders import EncoderFacts
 from simpletuner.helpers.training.alignment.geometry import TokenGrid
 
