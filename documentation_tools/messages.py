@@ -15,6 +15,7 @@ _GAP = "\0"
 _WORDS = 3
 _PROBLEMS = {"Problem", "warning"}
 _LEAST = 30  # letters in a message of its own; shorter ones only join what other messages say
+_ENOUGH = 12  # letters of a quotation that tell one message from the others
 
 
 def unknown_messages(page: Page) -> list[str]:
@@ -33,7 +34,8 @@ def unknown_messages(page: Page) -> list[str]:
 
 def unexplained_messages(page: Page, folders: Iterable[str]) -> list[str]:
     """What is raised or reported in these folders of the package, and is quoted nowhere on the page, one a line."""
-    quoted = [_pattern(word) for section in page.sections for word in section.words if is_message(word)]
+    words = [word for section in page.sections for word in section.words if is_message(word)]
+    quoted = [_pattern(word) for word in words if len(word.replace("…", "").strip(" .:")) >= _ENOUGH]
     files = (file for folder in folders for file in sorted((ROOT / "simpletuner" / folder).rglob("*.py")))
     return [
         f"{file.relative_to(ROOT)}, line {line}: {message.replace(_GAP, '…')}"
@@ -90,14 +92,32 @@ def _text(node: ast.AST) -> str | None:
 
 
 def _told(file: Path) -> Iterator[tuple[int, str]]:
-    """The messages of what a file raises, and of the problems that it reports, with their lines."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            said = node.exc.args[:1]
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _PROBLEMS:
-            said = node.args[1:2]
-        else:
+    """The messages of what a file raises, and of the problems that it reports, with their lines.
+
+    A message may have a name of its own in its function first. What other functions give it isn't followed.
+    """
+    for function in ast.walk(ast.parse(file.read_bytes())):
+        if not isinstance(function, ast.FunctionDef):
             continue
-        message = _text(said[0]) if said else None
-        if message is not None and len(message.replace(_GAP, "").strip()) >= _LEAST:
-            yield node.lineno, message
+        named = list(_named_texts(function))
+        for node in ast.walk(function):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                said = node.exc.args[:1]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _PROBLEMS:
+                said = node.args[1:2]
+            else:
+                continue
+            for text in said:
+                own = [found for name, found in named if isinstance(text, ast.Name) and text.id == name]
+                for message in filter(None, [_text(text), *own]):
+                    if len(message.replace(_GAP, "").strip()) >= _LEAST:
+                        yield node.lineno, message
+
+
+def _named_texts(function: ast.FunctionDef) -> Iterator[tuple[str, str]]:
+    """The texts that a function gives a name, with it."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            text = _text(node.value)
+            if text is not None:
+                yield node.targets[0].id, text

@@ -126,6 +126,10 @@ class CrepaOptions(AlignmentOptions):
         help="Frees the VAE's encoder once latents are cached and only decoding is left to do.",
     )
 
+    @property
+    def teacher_is_backbone(self) -> bool:
+        return self.feature_source == "backbone"
+
 
 class UrepaOptions(AlignmentOptions):
     """U-REPA for convolutional UNets (arXiv 2503.18414)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simpletuner.configuration.alignment import AlignmentOptions, CrepaOptions
+from simpletuner.configuration.alignment import AlignmentOptions
+from simpletuner.configuration.coefficient import FAST_SPAN
 from simpletuner.configuration.config import Config
 from simpletuner.configuration.encoders import encoder_patch, encoder_width, unknown_encoder
 from simpletuner.configuration.family import Family
@@ -14,8 +15,8 @@ Problems = Iterator[Problem]
 
 # Cosines between a projected student and its teacher saturate near 0.60-0.63 (arXiv 2503.18414).
 REACHABLE_SIMILARITY = 0.8
-# In shorter runs the faster average of the plateau rule, 1/400 of the run, covers less than five steps.
-SHORTEST_FOR_A_PLATEAU = 2000
+# In shorter runs the faster average of the plateau rule covers less than five steps.
+SHORTEST_FOR_A_PLATEAU = round(5 / FAST_SPAN)
 
 
 def wrong_prefix(config: Config, family: Family | None) -> Problems:
@@ -40,7 +41,7 @@ def crepa_blocks(config: Config, family: Family | None) -> Problems:
     if tap is None and family is not None and family.default_block is None:
         yield Problem("crepa_block_index", f"is not set, and {family.name} has no default", "Name a block.")
     yield from _in_depth("crepa_block_index", tap, family)
-    if options.feature_source != "backbone":
+    if not options.teacher_is_backbone:
         return
     teacher = options.teacher_block_index
     if teacher is None:
@@ -77,7 +78,7 @@ def layersync_blocks(config: Config, family: Family | None) -> Problems:
 def encoder(config: Config, family: Family | None) -> Problems:
     """The encoder's name is known, and its image size a multiple of its patch."""
     for options in _enabled(config):
-        if _is_from_the_backbone(options):
+        if options.teacher_is_backbone:
             continue
         name, size = options.encoder, options.encoder_image_size
         problem = unknown_encoder(name)
@@ -114,11 +115,11 @@ def schedule(config: Config, family: Family | None) -> Problems:
                 f"Use {options.key('cutoff_step')} in runs of less than {SHORTEST_FOR_A_PLATEAU} steps.",
             )
         threshold = options.similarity_threshold
-        if threshold is not None and threshold > REACHABLE_SIMILARITY and not _is_from_the_backbone(options):
+        if threshold is not None and threshold > REACHABLE_SIMILARITY and not options.teacher_is_backbone:
             yield warning(
                 options.key("similarity_threshold"),
                 f"{threshold:g} is hardly ever reached: similarities saturate near 0.6",
-                f"Use a lower one, or {options.key('plateau_stop')}.",
+                "Use a lower one, or another cutoff.",
             )
 
 
@@ -168,7 +169,7 @@ def irepa(config: Config, family: Family | None) -> Problems:
         if options.projector in ("mlp", "conv_gn"):
             message = f"is {options.projector}, but iREPA uses a convolution"
             yield Problem(options.key("projector"), message, "Use conv, or turn irepa_enabled off.")
-        if options.feature_cache and not options.use_tae and not _is_from_the_backbone(options):
+        if options.caches_features:
             yield from _changed_before_irepa(options)
 
 
@@ -201,7 +202,7 @@ def sample_manifold(config: Config, family: Family | None) -> Problems:
 def feature_cache(config: Config, family: Family | None) -> Problems:
     """Features decoded from latents aren't cached, and a whitening lowers the teacher's width."""
     for options in _enabled(config):
-        if _is_from_the_backbone(options):
+        if options.teacher_is_backbone:
             continue
         if options.use_tae:
             for name in ("feature_cache_dtype", "feature_cache_dim", "feature_cache_normalized"):
@@ -219,10 +220,6 @@ def feature_cache(config: Config, family: Family | None) -> Problems:
 
 def _enabled(config: Config) -> Iterator[AlignmentOptions]:
     return (options for options in (config.crepa, config.urepa) if options.enabled)
-
-
-def _is_from_the_backbone(options: AlignmentOptions) -> bool:
-    return isinstance(options, CrepaOptions) and options.feature_source == "backbone"
 
 
 def _in_depth(name: str, block: int | None, family: Family | None) -> Problems:

@@ -217,6 +217,16 @@ class AlignmentOptions(PrefixedOptions):
     )
 
     @property
+    def teacher_is_backbone(self) -> bool:
+        """Whether a block of the same model is the teacher, and no encoder is needed."""
+        return False
+
+    @property
+    def caches_features(self) -> bool:
+        """Whether the teacher's features are kept on disk, while the loss is on."""
+        return self.feature_cache and not self.use_tae and not self.teacher_is_backbone
+
+    @property
     def is_zero(self) -> bool:
         """Whether the weight is 0 in every step."""
         return self.lambda_ == 0 and (self.scheduler == "constant" or self.lambda_end == 0)

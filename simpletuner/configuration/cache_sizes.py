@@ -19,6 +19,6 @@ def feature_bytes(tokens: int, width: int, dtype: CacheType) -> int:
 
 
 def on_disk(size: int) -> int:
-    """Bytes that a record of ``size`` bytes takes in a store."""
+    """About what a record of ``size`` bytes takes in a store; small ones share pages, which are half full at worst."""
     whole = size + OVERHEAD
     return whole if whole < PAGE // 2 else math.ceil(whole / PAGE) * PAGE

@@ -13,6 +13,10 @@ from simpletuner.configuration.alignment_shared import AlignmentOptions
 
 ScheduleName = Literal["constant", "linear", "cosine", "polynomial"]
 
+# Of the plateau rule. RARE's EMAs of the residual (fast 0.999, slow 0.99995) span 1/400 and 1/20 of its 400K-step
+# budget; here they are scaled to the run. After the decision the coefficient ramps to 0 over an eighth of the run.
+FAST_SPAN, SLOW_SPAN, RAMP_SPAN = 1 / 400, 1 / 20, 1 / 8
+
 
 @dataclass(frozen=True)
 class CoefficientSchedule:

@@ -106,8 +106,7 @@ def cache_estimate(
     ``counts`` has the number of files by ``instance_data_dir``. Without data sets one sample of ``resolution`` is
     estimated, and how many there are isn't known.
     """
-    backbone = isinstance(options, CrepaOptions) and options.feature_source == "backbone"
-    if not options.feature_cache or options.use_tae or options.is_zero or backbone:
+    if options.is_zero or not options.caches_features:
         return CacheEstimate(None, None, "not cached")
     shape = encoder_shape(options.encoder)
     if shape is None:

@@ -11,7 +11,7 @@ import pytest
 
 from documentation_tools.pages import LANGUAGES, ROOT, read_page, translation_of
 from simpletuner.configuration.cache_sizes import feature_bytes
-from simpletuner.configuration.coefficient import CoefficientSchedule
+from simpletuner.configuration.coefficient import FAST_SPAN, RAMP_SPAN, SLOW_SPAN, CoefficientSchedule
 from simpletuner.configuration.encoders import encoder_width
 from simpletuner.configuration.family import Family
 from simpletuner.helpers.models.registry import FAMILIES
@@ -20,7 +20,6 @@ from simpletuner.helpers.training.alignment.geometry import (
     pixel_frames_of_latents,
     teacher_input_size,
 )
-from simpletuner.helpers.training.alignment.schedule import FAST_SPAN, RAMP_SPAN, SLOW_SPAN
 
 GUIDES = ROOT / "documentation" / "experimental"
 IMAGE, VIDEO, LAYERSYNC = (GUIDES / f"{name}.md" for name in ("IMAGE_REPA", "VIDEO_CREPA", "LAYERSYNC"))

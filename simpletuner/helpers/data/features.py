@@ -103,9 +103,7 @@ def features_of_run(config: Config, foundation: Aligned, samples: Sequence[Sampl
     Nothing is built or claimed yet. Raises ``ValueError`` where the encoder can't be found.
     """
     options = foundation.alignment_options
-    if options is None or not options.feature_cache or options.use_tae or options.is_zero:
-        return None
-    if isinstance(options, CrepaOptions) and options.feature_source == "backbone":
+    if options is None or options.is_zero or not options.caches_features:
         return None
     try:
         facts = describe_encoder(options.encoder)

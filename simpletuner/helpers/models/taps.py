@@ -228,7 +228,7 @@ class TappedModel(ABC):
         """Makes the CREPA/REPA regularizer and returns the blocks that it reads."""
         options = self.config.crepa
         layers = [self._checked_block("crepa_block_index", self.tap)]
-        if options.feature_source == "backbone":
+        if options.teacher_is_backbone:
             layers.append(self._checked_block("crepa_teacher_block_index", options.teacher_block_index))
             if layers[0] == layers[1]:
                 raise ValueError(
@@ -320,7 +320,7 @@ class TappedModel(ABC):
     def _teacher_block(self) -> int | None:
         """The block that is the teacher where `crepa_feature_source` is "backbone"."""
         options = None if self.crepa_regularizer is None else self.crepa_regularizer.options
-        return None if options is None or options.feature_source != "backbone" else options.teacher_block_index
+        return options.teacher_block_index if options is not None and options.teacher_is_backbone else None
 
     def model_predict(self, prepared_batch: Batch) -> Batch:
         """Runs the model on what `prepare_batch` made.

@@ -34,7 +34,7 @@ class CrepaRegularizer(AlignmentRegularizer[CrepaOptions]):
 
     @property
     def teacher_width(self) -> int:
-        return self.hidden_size if self.options.feature_source == "backbone" else super().teacher_width
+        return self.hidden_size if self.options.teacher_is_backbone else super().teacher_width
 
     def _compare(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Logs]:
         options = self.options

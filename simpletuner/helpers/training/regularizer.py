@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from simpletuner.configuration.alignment import AlignmentOptions, IrepaOptions, read_options
 from simpletuner.configuration.coefficient import planned_schedule
-from simpletuner.configuration.encoders import encoder_width
 from simpletuner.helpers.training.alignment.eager import CHUNKS, differentiated
-from simpletuner.helpers.training.alignment.encoders import describe_encoder
+from simpletuner.helpers.training.alignment.encoders import width_of_encoder
 from simpletuner.helpers.training.alignment.geometry import (
     TokenGrid,
     meeting_grid,
@@ -126,13 +125,16 @@ class AlignmentRegularizer(Generic[Options]):
             return cached
         if self._teacher is not None:
             return self._teacher.width
-        if self.options.is_zero and self.options.feature_cache and self.options.feature_cache_dim is not None:
-            return self.options.feature_cache_dim  # of a cache that will never be read
-        known = encoder_width(self.options.encoder)  # an encoder is loaded only where it has to encode
-        if known is not None:
-            return known
+        whitened = self.options.feature_cache_dim
+        if whitened is not None and self.options.is_zero and self._would_read_a_cache:
+            return whitened
         with self._naming_the_encoder():
-            return describe_encoder(self.options.encoder).width
+            return width_of_encoder(self.options.encoder)  # loaded only where it has to encode
+
+    @property
+    def _would_read_a_cache(self) -> bool:
+        """Whether the features of a trainer's cache come here, were it not for a weight of 0."""
+        return self.foundation is not None and self.options.caches_features
 
     @property
     def projector_name(self) -> str:

@@ -30,9 +30,9 @@ def state_words(run: Run, look: Look) -> str:
         return _("Killed by signal {signal}").format(signal=-run.exit_code)
     is_cache = run.command == "cache"
     return {
-        "starting": _("Building caches") if is_cache else _("Starting, building caches"),
-        "running": _("Building caches") if is_cache else _("Training…"),
-        "stopping": _("Stopping") if is_cache else _("Stopping: saving a checkpoint"),
+        "starting": _("Building caches…") if is_cache else _("Starting, building caches…"),
+        "running": _("Building caches…") if is_cache else _("Training…"),
+        "stopping": _("Stopping…") if is_cache else _("Stopping: saving a checkpoint…"),
         "finished": _("Finished"),
         "stopped": _("Stopped"),
         "killed": _("Killed"),

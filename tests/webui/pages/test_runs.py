@@ -182,7 +182,7 @@ async def test_a_run_that_goes_is_followed(user: User, site: Site, sleeper: int)
 async def test_a_run_that_stops_too_slowly_may_be_ended_at_once(user: User, site: Site, sleeper: int) -> None:
     run = record_run(site, rows=[row(1)], child=sleeper, stopping=20.0)
     await user.open(f"/runs/{run.id}")
-    await user.should_see("Stopping: saving a checkpoint", retries=PATIENT)
+    await user.should_see("Stopping: saving a checkpoint…", retries=PATIENT)
     await user.should_not_see("run_stop")
     user.find(marker="run_end").click()
     await user.should_see("What was trained since the last checkpoint is lost", retries=PATIENT)
@@ -193,7 +193,7 @@ async def test_a_run_that_stops_too_slowly_may_be_ended_at_once(user: User, site
 async def test_a_run_that_began_to_stop_is_given_time(user: User, site: Site, sleeper: int) -> None:
     run = record_run(site, rows=[row(1)], child=sleeper, stopping=1.0)
     await user.open(f"/runs/{run.id}")
-    await user.should_see("Stopping: saving a checkpoint", retries=PATIENT)
+    await user.should_see("Stopping: saving a checkpoint…", retries=PATIENT)
     await user.should_not_see("run_end")
     assert os.getpgid(sleeper) == sleeper, "it still lives"
 

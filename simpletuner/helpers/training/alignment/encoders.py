@@ -188,6 +188,18 @@ def describe_encoder(name: str) -> EncoderFacts:
         )
 
 
+def width_of_encoder(name: str) -> int:
+    """D of the tokens of the encoder that `name` means; its weights are neither downloaded nor read.
+
+    Raises:
+        ValueError: the name means no encoder.
+    """
+    if name == EFFICIENTNET:
+        return EfficientNetLite0.width
+    with _told(name), torch.device("meta"):
+        return cast(int, _make_model(name).num_features)
+
+
 @contextmanager
 def _told(name: str) -> Iterator[None]:
     """What timm and safetensors raise, as one ValueError that names the encoder and the mend."""

@@ -13,12 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from simpletuner.configuration.coefficient import CoefficientSchedule
+from simpletuner.configuration.coefficient import FAST_SPAN, RAMP_SPAN, SLOW_SPAN, CoefficientSchedule
 from simpletuner.helpers.utils.host_copy import HostCopy
-
-# RARE's EMAs of the residual (fast 0.999, slow 0.99995) span 1/400 and 1/20 of its 400K-step budget; here they are
-# scaled to the run. After the decision the coefficient ramps to 0 over an eighth of the run.
-FAST_SPAN, SLOW_SPAN, RAMP_SPAN = 1 / 400, 1 / 20, 1 / 8
 
 
 @dataclass

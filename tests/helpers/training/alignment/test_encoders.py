@@ -17,7 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simpletuner.helpers.training.alignment.encoders import EncoderFacts, describe_encoder, load_encoder
+from simpletuner.configuration.encoders import DINOV2, encoder_width
+from simpletuner.helpers.training.alignment.encoders import (
+    EncoderFacts,
+    describe_encoder,
+    load_encoder,
+    width_of_encoder,
+)
 from simpletuner.helpers.training.alignment.teachers import make_teacher
 
 SIZES = {"depth": 1, "embed_dim": 16, "num_heads": 2}
@@ -62,6 +68,18 @@ def test_the_normalisation_that_a_config_states_counts(folder: Folder) -> None:
     facts = describe_encoder(str(path))
     assert (facts.mean, facts.std, facts.native_size) == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3), 56)
     assert agree(facts, str(path))
+
+
+@pytest.mark.parametrize("name", DINOV2)
+def test_the_width_of_a_name_is_that_of_its_model(name: str) -> None:
+    assert width_of_encoder(name) == encoder_width(name)
+
+
+def test_a_width_needs_no_weights() -> None:
+    assert width_of_encoder("timm/vit_tiny_patch16_224") == 192
+    assert width_of_encoder("efficientnet_lite0") == 432
+    with pytest.raises(ValueError, match="timm/none_such"):
+        width_of_encoder("timm/none_such")
 
 
 def test_efficientnet_lite0_is_what_is_said_of_it() -> None:
