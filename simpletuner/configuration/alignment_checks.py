@@ -9,7 +9,7 @@ from simpletuner.configuration.coefficient import FAST_SPAN
 from simpletuner.configuration.config import Config
 from simpletuner.configuration.encoders import encoder_patch, encoder_width, unknown_encoder
 from simpletuner.configuration.family import Family
-from simpletuner.configuration.problems import Problem, warning
+from simpletuner.configuration.problems import Problem, Severity, warning
 
 Problems = Iterator[Problem]
 
@@ -166,9 +166,11 @@ def irepa(config: Config, family: Family | None) -> Problems:
             "irepa_enabled", "is on, but neither CREPA nor U-REPA is", "Turn on crepa_enabled or urepa_enabled."
         )
     for options in enabled:
-        if options.projector in ("mlp", "conv_gn"):
+        key = options.key("projector")
+        if options.projector != "conv" and (options.projector != "linear" or key in config.model_fields_set):
             message = f"is {options.projector}, but iREPA uses a convolution"
-            yield Problem(options.key("projector"), message, "Use conv, or turn irepa_enabled off.")
+            severity: Severity = "warning" if options.projector == "linear" else "error"
+            yield Problem(key, message, "Use conv, or turn irepa_enabled off.", severity)
         if options.caches_features:
             yield from _changed_before_irepa(options)
 

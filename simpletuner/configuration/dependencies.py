@@ -38,7 +38,13 @@ def unmet_dependency(name: str, values: object, options: Mapping[str, OptionInfo
 def _unmet_alternative(alternative: str, values: object, options: Mapping[str, OptionInfo]) -> str | None:
     name, _, allowed = alternative.partition("=")
     value = getattr(values, name)
-    if not (value in allowed.split("|") if allowed else value):
+    if allowed:
+        is_on = value in allowed.split("|")
+    elif options[name].default is None:
+        is_on = value is not None and value != ""  # 0 is a value like any other where None is the default
+    else:
+        is_on = bool(value)
+    if not is_on:
         shown = str(value).lower() if isinstance(value, bool) else repr(value)
         return f"{name} is {'not set' if value is None else shown}"
     return unmet_dependency(name, values, options)

@@ -108,8 +108,8 @@ def common_ground(trainer: Trainer, settings: ReportSettings) -> Common:
     samples = spread_samples(trainer.samples, settings.images)
     if len(samples) < FEWEST_IMAGES:
         raise ValueError(
-            f"A comparison of hidden states needs at least {FEWEST_IMAGES} images, and there are {len(samples)}: raise "
-            "--images, or train on more data."
+            f"A comparison of hidden states needs at least {FEWEST_IMAGES} images, and there are {len(samples)}: "
+            f"{'raise --images' if settings.images < FEWEST_IMAGES else 'train on more data'}."
         )
     teacher = teacher_tokens(trainer, samples)
     block = next(iter(aligned_blocks(trainer.foundation).values()))

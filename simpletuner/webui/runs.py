@@ -54,7 +54,7 @@ PATIENCE = 15.0
 def stop_run(site: Site, run_id: str, *, at_once: bool = False) -> Run:
     """Asks a run to stop: a training finishes its step, saves and leaves.
 
-    With `at_once` it is killed instead, `PATIENCE` seconds after it was first asked or later.
+    With `at_once` it is killed, `PATIENCE` seconds after it was first asked or later; where it wasn't yet, it is asked.
 
     Raises:
         RunConflict: it has ended already, or had too little time to save.
@@ -63,7 +63,8 @@ def stop_run(site: Site, run_id: str, *, at_once: bool = False) -> Run:
         if not is_active(run):
             raise RunConflict(f"The run {run_id} has ended already ({run.state}).")
         asked, now = read_stop(run.folder, run.starts), time.time()
-        if at_once and (asked is None or now - asked < PATIENCE):
+        at_once = at_once and asked is not None
+        if asked is not None and at_once and now - asked < PATIENCE:
             raise RunConflict(f"The run {run_id} has {PATIENCE:.0f} seconds to save before it is killed. Wait for it.")
         if asked is None:
             with suppress(OSError):  # a disk that takes nothing must not keep it from stopping

@@ -75,6 +75,7 @@ def test_what_cannot_be_done_now(client: TestClient, site: Site) -> None:
     folder = make_record(site)
     assert "Stop it first" in client.delete(RUN).json()["detail"]
     assert client.delete(RUN).status_code == 409
+    assert client.post(f"{RUN}/stop", json={"at_once": True}).status_code == 200  # asked first
     assert client.post(f"{RUN}/stop", json={"at_once": True}).status_code == 409
     exit_file(folder, 1).write_text('{"code": 0, "ended": 9.0}')
     assert client.post(f"{RUN}/stop").status_code == 409

@@ -174,4 +174,5 @@ def _training(trainer: Trainer) -> Iterator[Check]:
     steps = trainer.total_steps
     passes = steps * sizes[1] / len(trainer.sampler)
     begins = f", begun at step {trainer.step}" if trainer.step else ""
-    yield Check("run", f"{steps} steps{begins}, {passes:.3g} passes over {len(trainer.samples)} samples")
+    told = f"{passes:.3g}" if passes < 1000 else f"{passes:,.0f}"
+    yield Check("run", f"{steps} steps{begins}, {told} passes over {len(trainer.samples)} samples")

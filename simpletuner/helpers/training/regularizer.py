@@ -236,7 +236,7 @@ class AlignmentRegularizer(Generic[Options]):
             self._require_trained_projector()
         # Nothing of the loss may fall to half precision, whatever autocast the caller is in.
         with torch.set_grad_enabled(training and not measure_only), torch.autocast(self.device.type, enabled=False):
-            states, grid = self._student(hidden_states, grid, frame_features, feature_grid)
+            states, grid = self._student(hidden_states, grid, frame_features, feature_grid, pixels)
             teacher, feature_grid = self._teacher_tokens(grid, frame_features, feature_grid, pixels, latents, vae)
             weight = self.scheduler.coefficient(step)
 
@@ -307,11 +307,12 @@ class AlignmentRegularizer(Generic[Options]):
         grid: TokenGrid | None,
         features: Tensor | None,
         feature_grid: TokenGrid | None,
+        pixels: Tensor | None,
     ) -> tuple[dict[str, Tensor], TokenGrid]:
         """Student tokens `(B, T, N, D)` by layer, and their grid."""
         layers, grid = self._as_tokens(self._layers(hidden_states), grid)
         if grid is None:
-            grid = self._implied_grid(next(iter(layers.values())), features, feature_grid)
+            grid = self._implied_grid(next(iter(layers.values())), features, feature_grid, pixels)
         return {layer: split_frames(tokens, grid) for layer, tokens in layers.items()}, grid
 
     def _layers(self, hidden_states: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -326,7 +327,9 @@ class AlignmentRegularizer(Generic[Options]):
         """Captured states as tokens, and their grid if their shape or the caller tells it."""
         return layers, grid
 
-    def _implied_grid(self, tokens: Tensor, features: Tensor | None, feature_grid: TokenGrid | None) -> TokenGrid:
+    def _implied_grid(
+        self, tokens: Tensor, features: Tensor | None, feature_grid: TokenGrid | None, pixels: Tensor | None
+    ) -> TokenGrid:
         """The grid of tokens that come without one: the teacher's if they are as many; else of an image a square.
 
         A clip has none, unless none is needed.
@@ -344,6 +347,14 @@ class AlignmentRegularizer(Generic[Options]):
                 f"{self.prefix}: tokens of shape {tuple(tokens.shape)} don't say how they divide into frames; pass "
                 "grid=TokenGrid(frames, height, width)."
             )
+        sides = None if pixels is None else (pixels.shape[-2], pixels.shape[-1])
+        if features is not None:
+            sides = None if feature_grid is None else (feature_grid.height, feature_grid.width)
+        if sides is not None and sides[0] != sides[1]:  # their number may be a square all the same: 2×8
+            raise ValueError(
+                f"{self.prefix}: the teacher sees {sides[0]}×{sides[1]}, which is no square, and {count} tokens of the "
+                "student don't say how they lie; pass grid=TokenGrid(frames, height, width)."
+            )
         return square_grid(count, frames=frames)
 
     def _teacher_tokens(
@@ -360,6 +371,7 @@ class AlignmentRegularizer(Generic[Options]):
             if features is None:
                 if pixels is None:
                     pixels = self._decode(latents, vae)
+                self._require_usable(pixels, grid)
                 features, feature_grid = self.teacher.encode(pixels, student_grid=grid, scale=self.TEACHER_SCALE)
             features = features.detach().to(self.device, non_blocking=True)
             if features.ndim == 3 and (feature_grid is None or feature_grid.frames == 1):
@@ -367,6 +379,17 @@ class AlignmentRegularizer(Generic[Options]):
             if feature_grid is None:
                 feature_grid = self._implied_feature_grid(features, grid)
         return split_frames(features, feature_grid), feature_grid
+
+    def _require_usable(self, pixels: Tensor, grid: TokenGrid) -> None:
+        """One picture for each of the student's frames, in [0, 1]; values are looked at once, as that takes a wait."""
+        frames = pixels.shape[1] if pixels.ndim == 5 else 1
+        if frames != grid.frames:
+            raise ValueError(
+                f"{self.prefix}: {frames} pixel frames for {grid.frames} frames of the student; pass one for each: the "
+                "last pixel frame that a latent frame covers."
+            )
+        if self._measured is None and float(pixels.amin()) < 0:
+            raise ValueError(f"{self.prefix}: pixels are below 0; the teacher wants them in [0, 1], not in [-1, 1].")
 
     def _implied_feature_grid(self, features: Tensor, grid: TokenGrid) -> TokenGrid:
         """The grid of features that come without one: the student's if they are as many, else of squares a square."""

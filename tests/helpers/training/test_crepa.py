@@ -423,6 +423,22 @@ def test_a_captured_buffer_can_be_passed_as_it_is() -> None:
         regularizer.compute_loss({"layer_mid": maps}, frame_features=teacher)
 
 
+def test_what_the_teacher_sees_must_fit_the_student(tiny_teacher: Path) -> None:
+    options = SimpleNamespace(crepa_enabled=True, crepa_encoder=str(tiny_teacher), crepa_encoder_image_size=56)
+    regularizer = CrepaRegularizer(options, None, 6).attach_to_model(nn.Linear(2, 2))
+    tokens, wide = tensor(1, 16, 6), torch.rand(1, 3, 28, 112)  # 2×8 tokens, as many as 4×4
+    with pytest.raises(ValueError, match="28×112, which is no square"):
+        regularizer.compute_loss(tokens, pixels=wide)
+    with pytest.raises(ValueError, match="2×8, which is no square"):
+        regularizer.compute_loss(tokens, frame_features=tensor(1, 32, 16), feature_grid=TokenGrid(2, 2, 8))
+    assert loss_of(regularizer.compute_loss(tokens, pixels=wide, grid=TokenGrid(1, 2, 8))) < 1
+    other = CrepaRegularizer(options, None, 6).attach_to_model(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"in \[0, 1\], not in \[-1, 1\]"):
+        other.compute_loss(tokens, pixels=torch.rand(1, 3, 56, 56) * 2 - 1)
+    with pytest.raises(ValueError, match="9 pixel frames for 3 frames"):
+        other.compute_loss(tensor(1, 48, 6), pixels=torch.rand(1, 9, 3, 56, 56), grid=TokenGrid(3, 4, 4))
+
+
 def test_a_teacher_is_not_loaded_for_its_width(tiny_teacher: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((tiny_teacher / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
