@@ -63,12 +63,12 @@ def stop_run(site: Site, run_id: str, *, at_once: bool = False) -> Run:
         if not is_active(run):
             raise RunConflict(f"The run {run_id} has ended already ({run.state}).")
         asked, now = read_stop(run.folder, run.starts), time.time()
-        at_once = at_once and asked is not None
-        if asked is not None and at_once and now - asked < PATIENCE:
-            raise RunConflict(f"The run {run_id} has {PATIENCE:.0f} seconds to save before it is killed. Wait for it.")
         if asked is None:
+            at_once = False
             with suppress(OSError):  # a disk that takes nothing must not keep it from stopping
                 stop_file(run.folder, run.starts).touch()
+        elif at_once and now - asked < PATIENCE:
+            raise RunConflict(f"The run {run_id} has {PATIENCE:.0f} seconds to save before it is killed. Wait for it.")
         processes = read_processes(run.folder, run.starts)
         if processes is not None:
             _signal(processes.child, processes.keeper, processes.group, at_once=at_once)

@@ -42,7 +42,7 @@ def families_of(cell: str) -> list[Family]:
 
 
 def numbers(cell: str) -> list[float]:
-    """Those of a cell; thousands have a separator between three digits, and Spanish has a decimal comma."""
+    """Those of a cell, with a point or a comma before decimals, and with or without a sign between thousands."""
     cell = re.sub(r"(?<=\d)[,.\u202f\u00a0 ](?=\d{3}(?!\d))", "", cell) if "." not in cell else cell
     return [float(number.replace(",", ".")) for number in re.findall(r"-?\d+(?:[.,]\d+)?", cell)]
 

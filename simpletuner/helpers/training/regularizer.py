@@ -81,6 +81,7 @@ class AlignmentRegularizer(Generic[Options]):
         self._meter = SimilarityMeter()
         self._step = 0
         self._measured: int | None = None  # the last step whose similarity was measured
+        self._pixels_seen = False  # whether pixels were found usable once
         self._attached_to: nn.Module | None = None
 
     @property
@@ -388,8 +389,9 @@ class AlignmentRegularizer(Generic[Options]):
                 f"{self.prefix}: {frames} pixel frames for {grid.frames} frames of the student; pass one for each: the "
                 "last pixel frame that a latent frame covers."
             )
-        if self._measured is None and float(pixels.amin()) < 0:
+        if not self._pixels_seen and float(pixels.amin()) < 0:
             raise ValueError(f"{self.prefix}: pixels are below 0; the teacher wants them in [0, 1], not in [-1, 1].")
+        self._pixels_seen = True
 
     def _implied_feature_grid(self, features: Tensor, grid: TokenGrid) -> TokenGrid:
         """The grid of features that come without one: the student's if they are as many, else of squares a square."""
